@@ -1,0 +1,226 @@
+//! Control groups: a ceiling on what one machine takes from the host.
+//!
+//! Hosts come in three kinds: one unified hierarchy (v2), one hierarchy per controller (v1), and
+//! none that we may write. [`Cgroups::find`] tells which; a [`Cgroup`] is one directory in each
+//! hierarchy it needs, removed when dropped.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Our directory in each hierarchy.
+const PARENT: &str = "pandastack";
+
+/// Ceilings of one machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CgroupLimits {
+    /// Bytes of memory, page cache included.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Share of the processors under contention; 100 is everybody's default.
+    pub cpu_weight: u32,
+}
+
+/// The hierarchies of this host that we can use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cgroups {
+    /// The unified hierarchy, with our parent directory.
+    V2(PathBuf),
+    /// One hierarchy per controller: our parent directories, by controller name.
+    V1(Vec<(&'static str, PathBuf)>),
+    /// None that this process may use.
+    None,
+}
+
+impl Cgroups {
+    /// Finds what the host offers below `/sys/fs/cgroup` and makes our parent directories.
+    pub fn find() -> Self {
+        Self::find_below(Path::new("/sys/fs/cgroup"))
+    }
+
+    fn find_below(mount: &Path) -> Self {
+        if let Some(parent) = unified_parent(mount) {
+            return Self::V2(parent);
+        }
+        let found: Vec<_> = ["memory", "pids", "cpu"]
+            .into_iter()
+            .map(|name| (name, mount.join(name).join(PARENT)))
+            .filter(|(_, dir)| dir.parent().is_some_and(Path::is_dir))
+            .filter(|(_, dir)| make_dir(dir).is_ok())
+            .collect();
+        if found.is_empty() { Self::None } else { Self::V1(found) }
+    }
+
+    /// `cgroup-v2`, `cgroup-v1` or `none`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::V2(_) => "cgroup-v2",
+            Self::V1(_) => "cgroup-v1",
+            Self::None => "none",
+        }
+    }
+
+    /// Makes the group `name` with `limits`. `None` where the host has no usable hierarchy.
+    pub fn create(&self, name: &str, limits: CgroupLimits) -> io::Result<Option<Cgroup>> {
+        let group = match self {
+            Self::None => return Ok(None),
+            Self::V2(parent) => {
+                let dir = parent.join(name);
+                make_dir(&dir)?;
+                let group = Cgroup { dirs: vec![dir.clone()] };
+                write(&dir, "memory.max", limits.memory_bytes)?;
+                write(&dir, "pids.max", u64::from(limits.pids))?;
+                // A host may have left the cpu controller off; a weight is not a wall.
+                let _ = write(&dir, "cpu.weight", u64::from(limits.cpu_weight));
+                group
+            }
+            Self::V1(parents) => {
+                let mut group = Cgroup { dirs: Vec::with_capacity(parents.len()) };
+                for (controller, parent) in parents {
+                    let dir = parent.join(name);
+                    make_dir(&dir)?;
+                    group.dirs.push(dir.clone());
+                    match *controller {
+                        "memory" => write(&dir, "memory.limit_in_bytes", limits.memory_bytes)?,
+                        "pids" => write(&dir, "pids.max", u64::from(limits.pids))?,
+                        // 1024 shares are the default that a weight of 100 stands for.
+                        _ => write(&dir, "cpu.shares", u64::from(limits.cpu_weight) * 1024 / 100)?,
+                    }
+                }
+                group
+            }
+        };
+        Ok(Some(group))
+    }
+
+    /// Kills what is left in groups whose name satisfies `ours` and removes them: recovery after
+    /// the supervisor was killed.
+    pub fn reap(&self, ours: impl Fn(&str) -> bool) {
+        let parents: Vec<&PathBuf> = match self {
+            Self::None => Vec::new(),
+            Self::V2(parent) => vec![parent],
+            Self::V1(parents) => parents.iter().map(|(_, dir)| dir).collect(),
+        };
+        for parent in parents {
+            let Ok(entries) = fs::read_dir(parent) else { continue };
+            for entry in entries.flatten() {
+                if entry.file_name().to_str().is_some_and(&ours) && entry.path().is_dir() {
+                    Cgroup { dirs: vec![entry.path()] }.kill();
+                }
+            }
+        }
+    }
+}
+
+/// Our parent directory in a unified hierarchy, if it has the controllers and we may write.
+fn unified_parent(mount: &Path) -> Option<PathBuf> {
+    let controllers = fs::read_to_string(mount.join("cgroup.controllers")).ok()?;
+    let has = |name| controllers.split_whitespace().any(|c| c == name);
+    if !(has("memory") && has("pids")) {
+        return None;
+    }
+    let parent = mount.join(PARENT);
+    make_dir(&parent).ok()?;
+    for dir in [mount, &parent] {
+        let wanted = if has("cpu") { "+memory +pids +cpu" } else { "+memory +pids" };
+        fs::write(dir.join("cgroup.subtree_control"), wanted).ok()?;
+    }
+    Some(parent)
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn write(dir: &Path, file: &str, value: u64) -> io::Result<()> {
+    fs::write(dir.join(file), value.to_string())
+}
+
+/// One machine's group. Dropping it removes its directories, which works once it is empty.
+#[derive(Debug)]
+pub struct Cgroup {
+    dirs: Vec<PathBuf>,
+}
+
+impl Cgroup {
+    /// Moves a process into the group.
+    pub fn add(&self, pid: u32) -> io::Result<()> {
+        self.dirs.iter().try_for_each(|dir| write(dir, "cgroup.procs", u64::from(pid)))
+    }
+
+    /// Kills every process in the group.
+    fn kill(&self) {
+        for dir in &self.dirs {
+            if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+                continue; // v2, one write kills all
+            }
+            let Ok(procs) = fs::read_to_string(dir.join("cgroup.procs")) else { continue };
+            for pid in procs.lines().filter_map(|l| l.parse().ok()) {
+                if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for dir in &self.dirs {
+            // A group stays busy for a moment after its last process was reaped.
+            for _ in 0..50 {
+                match fs::remove_dir(dir) {
+                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                        std::thread::sleep(std::time::Duration::from_millis(2));
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_hierarchies_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Cgroups::find_below(dir.path()), Cgroups::None);
+        assert!(Cgroups::None.create("x", LIMITS).unwrap().is_none());
+    }
+
+    #[test]
+    fn version_one_gets_a_directory_per_controller() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["memory", "cpu"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let groups = Cgroups::find_below(dir.path());
+        assert_eq!(groups.name(), "cgroup-v1");
+        let group = groups.create("m1", LIMITS).unwrap().unwrap();
+        let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
+        assert_eq!(read("memory/pandastack/m1/memory.limit_in_bytes"), "1048576");
+        assert_eq!(read("cpu/pandastack/m1/cpu.shares"), "512");
+        group.add(42).unwrap();
+        assert_eq!(read("memory/pandastack/m1/cgroup.procs"), "42");
+    }
+
+    #[test]
+    fn version_two_needs_its_controllers() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.controllers"), "cpu io").unwrap();
+        assert_eq!(Cgroups::find_below(dir.path()), Cgroups::None);
+        fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let groups = Cgroups::find_below(dir.path());
+        let group = groups.create("m1", LIMITS).unwrap().unwrap();
+        assert_eq!(group.dirs, [dir.path().join("pandastack/m1")]);
+    }
+
+    const LIMITS: CgroupLimits = CgroupLimits { memory_bytes: 1 << 20, pids: 8, cpu_weight: 50 };
+}

@@ -1,0 +1,23 @@
+//! The vocabulary of PandaStack: ids, sizes, states and the objects of the REST contract.
+//!
+//! Everything here is plain data. Names and numbers that come from outside are turned into
+//! these types by their constructors, which are the only validators of the project: code that
+//! holds a [`TemplateName`] or a [`SandboxId`] may join it to a path.
+#![forbid(unsafe_code)]
+
+mod event;
+mod id;
+mod lifecycle;
+mod sandbox;
+mod size;
+mod template;
+
+pub use event::Event;
+pub use id::{InvalidName, SandboxId, TemplateName};
+pub use lifecycle::{EndReason, IllegalTransition, State};
+pub use sandbox::{
+    Egress, ExecOutput, ExecRequest, FileEntry, Isolation, Lifecycle, Metrics, SandboxSpec,
+    SandboxView,
+};
+pub use size::{InvalidSize, Size};
+pub use template::TemplateView;
