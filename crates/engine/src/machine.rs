@@ -1,0 +1,165 @@
+//! The engine's contract: images, bakes and machines.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pandastack_types::{Isolation, Size};
+
+use crate::agent::AgentClient;
+
+/// What a guest boots from. All files are read-only and outlive every machine made of them.
+#[derive(Clone, Debug)]
+pub struct GuestImage {
+    /// Linux kernel, bzImage.
+    pub kernel: PathBuf,
+    /// Uncompressed initramfs whose `/init` is the agent.
+    pub initrd: PathBuf,
+    /// Root file system, EROFS.
+    pub root: PathBuf,
+    /// Size of the writable disk in MiB.
+    pub disk_mb: u32,
+    /// Shell lines run once, before the bake, so that what they read is in its memory.
+    pub preload: Vec<String>,
+    /// Shell lines run before the bake and again in every parked machine, so that what tenants
+    /// run first is already translated there.
+    pub warm_up: Vec<String>,
+    /// Content address of all of the above.
+    pub digest: String,
+}
+
+/// A frozen machine on disk, ready to be restored any number of times.
+#[derive(Clone, Debug)]
+pub struct Bake {
+    /// Directory with the engine's own files.
+    pub dir: PathBuf,
+    /// The image it was made of.
+    pub image: GuestImage,
+    /// Its vCPUs and memory.
+    pub size: Size,
+    /// Content address: image, size, engine and everything of the host that it depends on.
+    pub key: String,
+}
+
+/// Gets one line per step of a bake.
+pub type BakeLog<'a> = dyn Fn(&str) + Send + Sync + 'a;
+
+/// Runs machines. One implementation per way of running a guest's instructions.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// `qemu` or `kvm`.
+    fn name(&self) -> &'static str;
+
+    /// How strong the wall around its machines is.
+    fn isolation(&self) -> Isolation;
+
+    /// Content address of a bake of `image` at `size` by this engine on this host. A bake with
+    /// another key must not be restored.
+    fn bake_key(&self, image: &GuestImage, size: Size) -> String;
+
+    /// Boots `image`, warms it up and writes the bake's files into the empty directory `out`.
+    /// `log` gets one line per step. The caller publishes `out` by renaming it.
+    async fn bake(
+        &self,
+        image: &GuestImage,
+        size: Size,
+        out: &Path,
+        log: &BakeLog<'_>,
+    ) -> Result<(), EngineError>;
+
+    /// Starts a machine from a bake. It stands still, and its private files are in the existing
+    /// empty directory `dir`, which [`Machine::kill`] leaves to the caller to remove.
+    async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError>;
+}
+
+/// One machine. Dropping it kills it.
+#[async_trait]
+pub trait Machine: Send + Sync {
+    /// The way into the guest. Everything that comes out of it is hostile.
+    fn agent(&self) -> &AgentClient;
+
+    /// Process id of the machine on the host.
+    fn pid(&self) -> u32;
+
+    /// Lets the vCPUs run.
+    async fn run(&self) -> Result<(), EngineError>;
+
+    /// Stops the vCPUs; memory and devices stay.
+    async fn pause(&self) -> Result<(), EngineError>;
+
+    /// Ends the machine now and waits until its process is gone. Idempotent.
+    async fn kill(&self);
+
+    /// Resolves when the machine has ended, by itself or by [`Machine::kill`].
+    async fn exited(&self) -> Exit;
+
+    /// What it costs the host at this moment.
+    fn usage(&self) -> Option<Usage>;
+}
+
+/// How a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest powered off or asked for a reset.
+    GuestShutdown,
+    /// The guest kernel panicked.
+    GuestPanic,
+    /// The process died without a word from the guest.
+    Died,
+    /// [`Machine::kill`] ended it.
+    Killed,
+}
+
+/// Host resources of a machine's process.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// User and system time used so far.
+    pub cpu: Duration,
+    /// Resident bytes.
+    pub rss_bytes: u64,
+    /// Proportional share of resident bytes.
+    pub pss_bytes: u64,
+    /// Address space in bytes.
+    pub vsz_bytes: u64,
+    /// Threads.
+    pub threads: u64,
+}
+
+/// What can go wrong with a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A program or file of the host that the engine needs is missing or unusable.
+    #[error("{what} is missing or unusable on this host: {hint}")]
+    Host {
+        /// What is missing.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {path}")]
+    File {
+        /// Verb, such as `create`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The machine's process could not be started.
+    #[error("cannot start the machine")]
+    Spawn(#[source] std::io::Error),
+    /// The machine's control channel failed or answered an error.
+    #[error("the machine's monitor failed: {0}")]
+    Monitor(String),
+    /// The machine ended while it was being worked on.
+    #[error("the machine ended: {0}")]
+    Ended(String),
+    /// Something took longer than its deadline.
+    #[error("{0} took too long")]
+    Deadline(&'static str),
+    /// The guest's agent did not answer as it should.
+    #[error("the guest agent failed")]
+    Agent(#[from] crate::agent::AgentError),
+}

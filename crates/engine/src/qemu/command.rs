@@ -1,0 +1,205 @@
+//! QEMU's command line.
+//!
+//! A machine is restored by a QEMU whose devices are exactly those of the one that baked it, so
+//! both command lines come from here and differ only in what [`Start`] says. Everything that the
+//! guest could tell apart is part of [`fingerprint`], and through it of the bake's key.
+
+use std::ffi::CString;
+
+use pandastack_types::Size;
+
+/// Descriptor numbers of a machine's process; 0 to 2 are the standard ones. Low on purpose:
+/// growing the descriptor table of a threaded process beyond 64 waits for an RCU grace period,
+/// some 6 ms.
+pub(super) mod fd {
+    /// Monitor.
+    pub const QMP: usize = 3;
+    /// The guest agent's serial port.
+    pub const AGENT: usize = 4;
+    /// Guest memory.
+    pub const MEMORY: usize = 5;
+    /// Root file system, read-only.
+    pub const ROOT: usize = 6;
+    /// Writable disk (bake), or the private top layer (restore).
+    pub const DISK: usize = 7;
+    /// Device state.
+    pub const STATE: usize = 8;
+    /// Kernel (bake), or the disk's read-only lower layer (restore).
+    pub const KERNEL_OR_BASE: usize = 9;
+    /// Initramfs (bake only).
+    pub const INITRD: usize = 10;
+}
+
+/// Agent port's name in the guest.
+const AGENT_PORT: &str = "agent";
+
+/// Like QEMU's EPYC, less what its translator lacks (it would warn about each). Keeps RDRAND,
+/// without which the guest's first getrandom waits a second, and AVX2 for numeric libraries.
+const CPU: &str = "EPYC,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,\
+                   -perfctr-core,-clzero,-xsaveerptr,-ibpb,-nrip-save,-xsavec,-xsaves";
+
+/// Translated code kept, MiB. Touched lazily; below 64 the cache is flushed again and again, and
+/// without a bound a guest could make the process grow by a GiB.
+pub(super) const TRANSLATION_CACHE_MB: u32 = 128;
+
+/// How a machine comes to life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Boots a kernel over memory that is shared with the supervisor, to be saved.
+    Boot {
+        /// The time stamp counter's frequency: the guest has no timer to measure it with.
+        tsc_khz: u64,
+    },
+    /// Maps saved memory privately and waits for device state.
+    Restore,
+}
+
+/// What of the command line a bake depends on.
+pub(super) fn fingerprint(size: Size) -> String {
+    let words = arguments("", size, Start::Restore);
+    words.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        + &kernel_command_line(0)
+}
+
+/// The whole command line, with the program's name first.
+pub(super) fn arguments(program: &str, size: Size, start: Start) -> Vec<CString> {
+    let mut words: Vec<String> =
+        [program, "-nodefaults", "-no-user-config", "-display", "none"].map(String::from).to_vec();
+    let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
+
+    add("-M", "microvm,acpi=on,rtc=on,memory-backend=memory".into());
+    add("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MB}"));
+    add("-cpu", CPU.into());
+    add("-smp", size.cpu.to_string());
+    add("-m", size.memory_mb.to_string());
+    let share = if start == Start::Restore { "off" } else { "on" };
+    add(
+        "-object",
+        format!(
+            "memory-backend-file,id=memory,size={}M,mem-path=/proc/self/fd/{},share={share}",
+            size.memory_mb,
+            fd::MEMORY
+        ),
+    );
+    // What the guest prints before its agent is up, and its last words: kept in a bounded ring.
+    add("-chardev", "ringbuf,id=console,size=65536".into());
+    add("-serial", "chardev:console".into());
+    add("-chardev", format!("socket,id=monitor,fd={}", fd::QMP));
+    add("-mon", "chardev=monitor,mode=control".into());
+    add("-chardev", format!("socket,id=agent,fd={}", fd::AGENT));
+    add("-device", "virtio-serial-device,max_ports=2".into());
+    add("-device", format!("virtserialport,chardev=agent,name={AGENT_PORT}"));
+    add("-object", "rng-builtin,id=rng".into());
+    add("-device", "virtio-rng-device,rng=rng".into());
+    add_disks(&mut add, start);
+    // A guest that ends stays until its last words are read; it is never rebooted.
+    add("-action", "reboot=shutdown,shutdown=pause,panic=pause".into());
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
+    );
+    match start {
+        Start::Restore => add("-incoming", "defer".into()),
+        Start::Boot { tsc_khz } => {
+            add("-kernel", format!("/proc/self/fd/{}", fd::KERNEL_OR_BASE));
+            add("-initrd", format!("/proc/self/fd/{}", fd::INITRD));
+            add("-append", kernel_command_line(tsc_khz));
+        }
+    }
+    words.into_iter().map(|w| CString::new(w).expect("no NUL in our own words")).collect()
+}
+
+/// Two disks by descriptor: the root, and a writable one that is a single file while baking and
+/// a private layer over that file ever after. No file name is ever read from an image.
+fn add_disks(add: &mut impl FnMut(&str, String), start: Start) {
+    let mut set = |number: usize, descriptor: usize| {
+        add("-add-fd", format!("fd={descriptor},set={number}"));
+    };
+    set(1, fd::ROOT);
+    set(2, fd::DISK);
+    if start == Start::Restore {
+        set(3, fd::KERNEL_OR_BASE);
+    }
+    let file = |node: &str, set: usize, read_only: bool| {
+        format!(
+            r#"{{"driver":"file","node-name":"{node}","filename":"/dev/fdset/{set}","read-only":{read_only},"locking":"off","cache":{{"direct":false,"no-flush":true}}}}"#
+        )
+    };
+    let raw = |node: &str, file: &str, read_only: bool| {
+        format!(
+            r#"{{"driver":"raw","node-name":"{node}","file":"{file}","read-only":{read_only}}}"#
+        )
+    };
+    add("-blockdev", file("root-file", 1, true));
+    add("-blockdev", raw("root", "root-file", true));
+    add("-blockdev", file("disk-file", 2, false));
+    match start {
+        Start::Boot { .. } => add("-blockdev", raw("disk", "disk-file", false)),
+        Start::Restore => {
+            add("-blockdev", file("base-file", 3, true));
+            add("-blockdev", raw("base", "base-file", true));
+            add(
+                "-blockdev",
+                r#"{"driver":"qcow2","node-name":"disk","file":"disk-file","backing":"base"}"#
+                    .into(),
+            );
+        }
+    }
+    // A full or failing host disk is an I/O error in the guest, not a machine that stops.
+    for (node, rest) in [("root", ""), ("disk", ",werror=report,rerror=report")] {
+        add("-device", format!("virtio-blk-device,drive={node},serial=panda-{node}{rest}"));
+    }
+}
+
+/// Each word was measured or hit as a pitfall:
+/// `tsc_early_khz`, `no_timer_check`: ACPI without legacy timers leaves nothing to calibrate with;
+/// `norandmaps`: an address space that does not move keeps translated code valid between execs;
+/// `nokaslr`, `mitigations=off`, `cryptomgr.notests`: faster boot, no wall of ours;
+/// `panic=-1 reboot=t`: a panic becomes a reset, which ends the machine.
+fn kernel_command_line(tsc_khz: u64) -> String {
+    format!(
+        "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc_khz} no_timer_check \
+         cryptomgr.notests mitigations=off nokaslr norandmaps random.trust_cpu=on"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(start: Start) -> Vec<String> {
+        let size = Size::new(2, 512).unwrap();
+        arguments("qemu", size, start).into_iter().map(|w| w.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn both_lines_have_the_same_devices() {
+        let devices = |start| {
+            let words = words(start);
+            let pairs = words.windows(2).filter(|p| p[0] == "-device");
+            pairs.map(|p| p[1].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(devices(Start::Restore), devices(Start::Boot { tsc_khz: 1 }));
+    }
+
+    #[test]
+    fn a_restored_machine_maps_memory_privately_and_boots_nothing() {
+        let line = words(Start::Restore).join(" ");
+        assert!(line.contains("share=off") && line.contains("-incoming defer"));
+        assert!(!line.contains("-kernel") && !line.contains("-append"));
+        assert!(words(Start::Boot { tsc_khz: 7 }).join(" ").contains("tsc_early_khz=7 "));
+    }
+
+    #[test]
+    fn no_machine_has_a_network_device() {
+        assert!(!words(Start::Restore).join(" ").contains("net"));
+    }
+
+    #[test]
+    fn the_fingerprint_tells_sizes_apart() {
+        assert_ne!(
+            fingerprint(Size::new(1, 512).unwrap()),
+            fingerprint(Size::new(2, 512).unwrap())
+        );
+    }
+}

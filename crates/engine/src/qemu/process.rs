@@ -1,0 +1,194 @@
+//! One QEMU process in its jail, with its control channels.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::{Arc, Mutex};
+
+use pandastack_jail::{Cgroup, CgroupLimits, Cgroups, Child, Filter, Program, Rlimits};
+use pandastack_types::Size;
+use tokio::io::AsyncReadExt;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+
+use super::command::{Start, TRANSLATION_CACHE_MB, arguments};
+use super::qmp::{Events, Qmp};
+use super::runtime::Runtime;
+use crate::EngineError;
+
+/// Bytes of QEMU's complaints that are kept.
+const MAX_COMPLAINTS: usize = 16 << 10;
+
+/// Host memory that a machine may use beyond its guest's: translated code, QEMU's heap and
+/// libraries, and page cache of its private disk, which is charged to it.
+const OVERHEAD_BYTES: u64 = (TRANSLATION_CACHE_MB as u64 + 192) << 20;
+
+/// Files of a machine, by what they are for; numbers are assigned by [`start`].
+pub(super) struct Files {
+    pub memory: Arc<OwnedFd>,
+    pub root: File,
+    pub disk: File,
+    pub state: Arc<OwnedFd>,
+    /// Kernel and initramfs when booting; the disk's lower layer when restoring.
+    pub rest: Vec<File>,
+}
+
+/// A started process. Dropping it kills the process.
+pub(super) struct Process {
+    child: Arc<Child>,
+    complaints: Arc<Mutex<String>>,
+    pub qmp: Qmp,
+    pub events: Option<Events>,
+    pub agent: Option<UnixStream>,
+    /// Removed, once empty, after the process was reaped.
+    cgroup: Option<Arc<Cgroup>>,
+}
+
+/// What every machine of one engine shares.
+pub(super) struct Host {
+    pub runtime: Runtime,
+    pub filter: Arc<Filter>,
+    pub cgroups: Cgroups,
+}
+
+/// Jails and starts QEMU, and opens its monitor.
+pub(super) async fn start(
+    host: &Host,
+    name: &str,
+    size: Size,
+    how: Start,
+    files: Files,
+) -> Result<Process, EngineError> {
+    let pair = || StdUnixStream::pair().map_err(EngineError::Spawn);
+    let (qmp, qmp_theirs) = pair()?;
+    let (agent, agent_theirs) = pair()?;
+    let (complaints, stderr) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|e| EngineError::Spawn(e.into()))?;
+    let null = Arc::new(OwnedFd::from(open_null()?));
+
+    // In the order of `command::fd`.
+    let mut descriptors: Vec<Arc<OwnedFd>> = vec![
+        null.clone(),
+        null,
+        Arc::new(stderr),
+        Arc::new(qmp_theirs.into()),
+        Arc::new(agent_theirs.into()),
+        files.memory,
+        Arc::new(files.root.into()),
+        Arc::new(files.disk.into()),
+        files.state,
+    ];
+    descriptors.extend(files.rest.into_iter().map(|file| Arc::new(file.into())));
+
+    let cgroup = host.cgroups.create(name, limits(size)).map_err(EngineError::Spawn)?.map(Arc::new);
+    let path = host.runtime.program.to_string_lossy().into_owned();
+    let program = Program {
+        root: host.runtime.root.clone(),
+        args: arguments(&path, size, how),
+        path: std::ffi::CString::new(path).map_err(|e| EngineError::Spawn(e.into()))?,
+        descriptors,
+        rlimits: Rlimits { file_size: 64 << 30, descriptors: 256, processes: 128 },
+        filter: host.filter.clone(),
+        cgroup: cgroup.clone(),
+    };
+    let child = tokio::task::spawn_blocking(move || pandastack_jail::spawn(program))
+        .await
+        .map_err(|e| EngineError::Spawn(io::Error::other(e)))?
+        .map_err(|e| EngineError::Spawn(io::Error::other(ErrorChain(&e).to_string())))?;
+    let child = Arc::new(child);
+    let complaints = collect(complaints)?;
+
+    let channels = async {
+        let stream = into_tokio(qmp)?;
+        let (qmp, events) = Qmp::connect(stream).await?;
+        Ok::<_, EngineError>((qmp, events, into_tokio(agent)?))
+    };
+    match channels.await {
+        Ok((qmp, events, agent)) => {
+            Ok(Process { child, complaints, qmp, events: Some(events), agent: Some(agent), cgroup })
+        }
+        Err(error) => {
+            child.kill();
+            let _ = ended(&child).await;
+            let said = complaints.lock().expect("no panic under this lock").clone();
+            Err(if said.is_empty() { error } else { EngineError::Ended(said.trim().to_owned()) })
+        }
+    }
+}
+
+impl Process {
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    pub fn child(&self) -> &Arc<Child> {
+        &self.child
+    }
+
+    /// What QEMU wrote to its standard error so far.
+    pub fn complaints(&self) -> String {
+        self.complaints.lock().expect("no panic under this lock").trim().to_owned()
+    }
+
+    /// The group to remove once the process is reaped.
+    pub fn take_cgroup(&mut self) -> Option<Arc<Cgroup>> {
+        self.cgroup.take()
+    }
+}
+
+/// Waits for a process to end and collects it.
+pub(super) async fn ended(child: &Arc<Child>) -> io::Result<()> {
+    let pidfd = child.pidfd().try_clone()?;
+    #[expect(deprecated, reason = "an OwnedFd stays open as long as the AsyncFd that owns it")]
+    let watched = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)?;
+    drop(watched.readable().await?);
+    child.reap();
+    Ok(())
+}
+
+fn limits(size: Size) -> CgroupLimits {
+    CgroupLimits { memory_bytes: size.memory_bytes() + OVERHEAD_BYTES, pids: 128, cpu_weight: 100 }
+}
+
+fn open_null() -> Result<File, EngineError> {
+    File::options().read(true).write(true).open("/dev/null").map_err(EngineError::Spawn)
+}
+
+fn into_tokio(stream: StdUnixStream) -> Result<UnixStream, EngineError> {
+    stream.set_nonblocking(true).map_err(EngineError::Spawn)?;
+    UnixStream::from_std(stream).map_err(EngineError::Spawn)
+}
+
+/// Keeps the first bytes of a pipe and throws the rest away, so that the writer never blocks.
+fn collect(pipe: OwnedFd) -> Result<Arc<Mutex<String>>, EngineError> {
+    let mut pipe = pipe::Receiver::from_owned_fd(pipe).map_err(EngineError::Spawn)?;
+    let text = Arc::new(Mutex::new(String::new()));
+    let kept = text.clone();
+    tokio::spawn(async move {
+        let mut buffer = [0u8; 1024];
+        while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+            let mut text = kept.lock().expect("no panic under this lock");
+            if text.len() < MAX_COMPLAINTS {
+                text.push_str(&String::from_utf8_lossy(&buffer[..read]));
+            }
+        }
+    });
+    Ok(text)
+}
+
+/// An error with its causes on one line.
+struct ErrorChain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for ErrorChain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

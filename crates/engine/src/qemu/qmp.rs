@@ -1,0 +1,165 @@
+//! A client of QEMU's machine protocol: one JSON object a line, over an inherited socket.
+//!
+//! QEMU parses what the guest sends it, so it is not trusted either: lines are bounded and every
+//! command has a deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Mutex, mpsc};
+
+use crate::EngineError;
+
+/// Longest line accepted. `ringbuf-read` of the console is the largest answer that we ask for.
+const MAX_LINE: u64 = 1 << 20;
+/// Time for one command. Each takes a few milliseconds, on a busy host perhaps a second.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The events that are passed on; all others are dropped as they come.
+const WANTED: &[&str] = &["MIGRATION", "SHUTDOWN", "STOP"];
+
+/// Sends commands; cheap to clone. Commands of several callers go one after the other.
+#[derive(Clone)]
+pub(super) struct Qmp {
+    session: Arc<Mutex<Session>>,
+}
+
+struct Session {
+    writer: OwnedWriteHalf,
+    answers: mpsc::Receiver<Value>,
+}
+
+/// The wanted events of one machine, in order. Bounded; the reader waits for room.
+pub(super) type Events = mpsc::Receiver<Event>;
+
+/// Something that QEMU tells unasked.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Event {
+    /// Such as `SHUTDOWN`.
+    pub name: String,
+    /// Its arguments.
+    pub data: Value,
+}
+
+impl Qmp {
+    /// Starts a session: reads the greeting and leaves capability negotiation.
+    pub async fn connect(stream: UnixStream) -> Result<(Self, Events), EngineError> {
+        let (reader, writer) = stream.into_split();
+        let (answer_tx, answers) = mpsc::channel(1);
+        let (event_tx, events) = mpsc::channel(64);
+        tokio::spawn(read(BufReader::new(reader), answer_tx, event_tx));
+        let qmp = Self { session: Arc::new(Mutex::new(Session { writer, answers })) };
+        let greeting = qmp.answer().await?;
+        if greeting.get("QMP").is_none() {
+            return Err(EngineError::Monitor(format!("unexpected greeting {greeting}")));
+        }
+        qmp.execute("qmp_capabilities", Value::Null).await?;
+        Ok((qmp, events))
+    }
+
+    /// Runs one command and returns its answer.
+    pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, EngineError> {
+        let mut request = json!({ "execute": command });
+        if !arguments.is_null() {
+            request["arguments"] = arguments;
+        }
+        let mut session = self.session.lock().await;
+        let exchange = async {
+            session.writer.write_all(format!("{request}\n").as_bytes()).await.ok()?;
+            session.answers.recv().await
+        };
+        let answer = tokio::time::timeout(DEADLINE, exchange)
+            .await
+            .map_err(|_| EngineError::Deadline("a command of QEMU's monitor"))?
+            .ok_or_else(ended)?;
+        match (answer.get("return"), answer.get("error")) {
+            (Some(value), _) => Ok(value.clone()),
+            (None, error) => {
+                let text = error.and_then(|e| e.get("desc")).and_then(Value::as_str);
+                Err(EngineError::Monitor(format!("{command}: {}", text.unwrap_or("no reason"))))
+            }
+        }
+    }
+
+    async fn answer(&self) -> Result<Value, EngineError> {
+        let mut session = self.session.lock().await;
+        tokio::time::timeout(DEADLINE, session.answers.recv())
+            .await
+            .map_err(|_| EngineError::Deadline("QEMU's greeting"))?
+            .ok_or_else(ended)
+    }
+}
+
+fn ended() -> EngineError {
+    EngineError::Ended("QEMU closed its monitor".into())
+}
+
+/// Sorts lines into answers and events until QEMU goes away or breaks the protocol.
+async fn read(
+    mut reader: BufReader<OwnedReadHalf>,
+    answers: mpsc::Sender<Value>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).await {
+            Ok(n) if n > 0 && line.ends_with(b"\n") => {}
+            _ => return,
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(&line) else { return };
+        match value.get("event").and_then(Value::as_str) {
+            // A guest can cause events by the thousand, but only a few of those that matter.
+            Some(name) if WANTED.contains(&name) => {
+                let data = value.get("data").cloned().unwrap_or(Value::Null);
+                let _ = events.send(Event { name: name.to_owned(), data }).await;
+            }
+            Some(_) => {}
+            None => {
+                if answers.send(value).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn scripted(lines: &'static str) -> Result<(Qmp, Events), EngineError> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            theirs.write_all(lines.as_bytes()).await.unwrap();
+            theirs.shutdown().await.unwrap();
+            let mut sink = Vec::new();
+            let _ = theirs.read_to_end(&mut sink).await;
+        });
+        Qmp::connect(ours).await
+    }
+
+    #[tokio::test]
+    async fn answers_and_events_are_told_apart() {
+        let (qmp, mut events) = scripted(concat!(
+            "{\"QMP\":{}}\n{\"return\":{}}\n{\"event\":\"STOP\"}\n",
+            "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\"}}\n",
+        ))
+        .await
+        .unwrap();
+        let error = qmp.execute("cont", Value::Null).await.unwrap_err();
+        assert_eq!(error.to_string(), "the machine's monitor failed: cont: no");
+        assert_eq!(events.recv().await.unwrap().name, "STOP");
+    }
+
+    #[tokio::test]
+    async fn garbage_ends_the_session() {
+        for bad in ["hello\n", "{\"QMP\":{}}\nnonsense\n", "{\"return\":{}}\n", ""] {
+            assert!(scripted(bad).await.is_err(), "{bad:?}");
+        }
+    }
+}

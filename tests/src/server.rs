@@ -1,0 +1,171 @@
+//! A server process under test.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::wait_until;
+use crate::{Client, descendants};
+
+/// How to start a server.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Parked machines per template.
+    pub pool: u32,
+    /// More arguments of `serve`.
+    pub args: Vec<String>,
+    /// An existing data directory, for a second start on the same state.
+    pub data: Option<PathBuf>,
+}
+
+/// A running server. Dropping it kills it; its own directory goes with it.
+pub struct Server {
+    child: Child,
+    data: PathBuf,
+    url: String,
+    _own: Option<tempfile::TempDir>,
+}
+
+/// The program under test: `PANDASTACK_BIN`, or the release build of this workspace.
+pub fn program() -> PathBuf {
+    std::env::var_os("PANDASTACK_BIN")
+        .map_or_else(|| workspace().join("target/release/pandastack"), PathBuf::from)
+}
+
+/// The data directory whose templates are shared: `PANDASTACK_TEST_DATA`, or the one that
+/// `cargo xtask` uses.
+pub fn shared_data() -> PathBuf {
+    std::env::var_os("PANDASTACK_TEST_DATA")
+        .map_or_else(|| workspace().join("target/pandastack"), PathBuf::from)
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_owned()
+}
+
+impl Server {
+    /// Starts a server and waits until it answers.
+    pub fn start(options: Options) -> Result<Self> {
+        let (data, own) = match options.data {
+            Some(data) => (data, None),
+            None => {
+                let own = tempfile::tempdir()?;
+                (own.path().join("data"), Some(own))
+            }
+        };
+        fs::create_dir_all(&data)?;
+        for shared in ["templates", "runtime"] {
+            let link = data.join(shared);
+            if !link.exists() {
+                symlink(shared_data().join(shared), link)?;
+            }
+        }
+        let port = free_port()?;
+        let mut child = Command::new(program())
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(&data)
+            .args(["--listen", &format!("127.0.0.1:{port}"), "--no-client-config"])
+            .args(["--pool", &options.pool.to_string()])
+            .args(&options.args)
+            .env_remove("PANDASTACK_API_KEY")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", program().display()))?;
+        let log = fs::File::create(data.join("server.log"))?;
+        forward(child.stderr.take().context("stderr")?, log);
+        let server = Self { child, data, url: format!("http://127.0.0.1:{port}"), _own: own };
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        let client = Client::new(&self.url, "");
+        if wait_until(Duration::from_secs(30), || {
+            client.get("/healthz").is_ok_and(|a| a.status == 200)
+        }) {
+            return Ok(());
+        }
+        bail!("the server did not answer; it said:\n{}", self.log())
+    }
+
+    /// A client with the server's key.
+    pub fn client(&self) -> Client {
+        let key = fs::read_to_string(self.data.join("api-key")).unwrap_or_default();
+        Client::new(&self.url, key.trim())
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.data.join("server.log")).unwrap_or_default()
+    }
+
+    /// Kills it without warning and keeps its data directory.
+    pub fn kill(mut self) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok((self.data.clone(), self._own.take()))
+    }
+
+    /// Asks it to stop and waits for its end.
+    pub fn stop(mut self) -> Result<std::process::ExitStatus> {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &pid]).status()?;
+        Ok(self.child.wait()?)
+    }
+
+    /// Process ids of its machines.
+    pub fn machines(&self) -> Vec<u32> {
+        descendants(self.pid())
+    }
+
+    /// Machine directories on disk.
+    pub fn machine_dirs(&self) -> usize {
+        fs::read_dir(self.data.join("machines")).map_or(0, |dir| dir.count())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the server said:\n{}", self.log());
+        }
+    }
+}
+
+/// A port that nobody listens on at this moment.
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn forward(from: impl std::io::Read + Send + 'static, mut to: fs::File) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            let _ = std::io::Write::write_all(&mut to, format!("{line}\n").as_bytes());
+        }
+    });
+}

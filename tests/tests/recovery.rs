@@ -1,0 +1,223 @@
+//! Crashes, restarts and many sandboxes: nothing outlives its owner and nothing leaks.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use pandastack_tests::{Options, Server, machines_below, open_descriptors, wait_until};
+use serde_json::json;
+
+fn alive(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Machine groups of this host's control groups, by name.
+fn groups() -> Vec<String> {
+    let mut names = Vec::new();
+    for parent in ["/sys/fs/cgroup/pandastack", "/sys/fs/cgroup/memory/pandastack"] {
+        let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+        names.extend(
+            entries
+                .filter(|e| e.path().is_dir())
+                .map(|e| e.file_name().to_string_lossy().into_owned()),
+        );
+    }
+    names
+}
+
+#[test]
+fn a_killed_server_leaves_no_process_and_its_next_start_no_file_and_no_record() -> Result<()> {
+    let server = Server::start(Options { pool: 1, ..Options::default() })?;
+    let client = server.client();
+    let sandboxes = [client.base()?, client.base()?];
+    sandboxes[0].output("echo busy > /root/file")?;
+    let machines = server.machines();
+    assert!(machines.len() >= 2);
+    let names: Vec<String> = fs::read_dir(server.data().join("machines"))?
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
+    let (data, keep) = server.kill()?;
+    let gone = || machines.iter().all(|pid| !alive(*pid));
+    assert!(wait_until(Duration::from_secs(10), gone), "machines outlive their server");
+
+    let server = Server::start(Options { data: Some(data), ..Options::default() })?;
+    let client = server.client();
+    assert_eq!(server.machine_dirs(), 0);
+    assert_eq!(client.get("/v1/sandboxes")?.json(), json!([]));
+    for sandbox in &sandboxes {
+        assert_eq!(client.get(&sandbox.path(""))?.status, 404);
+    }
+    assert!(groups().iter().all(|group| !names.contains(group)), "{:?}", groups());
+    assert_eq!(client.base()?.output("echo again")?, "again\n");
+    drop((server, keep));
+    Ok(())
+}
+
+#[test]
+fn a_server_killed_in_the_middle_of_creates_recovers() -> Result<()> {
+    let server = Server::start(Options::default())?;
+    let client = server.client();
+    let workers: Vec<_> = (0..4)
+        .map(|_| {
+            let client = client.clone();
+            std::thread::spawn(move || while client.base().is_ok() {})
+        })
+        .collect();
+    assert!(wait_until(Duration::from_secs(20), || machines_below(server.pid()) > 3));
+    let machines = server.machines();
+    let (data, keep) = server.kill()?;
+    for worker in workers {
+        let _ = worker.join();
+    }
+    assert!(wait_until(Duration::from_secs(10), || machines.iter().all(|pid| !alive(*pid))));
+    let server = Server::start(Options { data: Some(data), ..Options::default() })?;
+    assert_eq!(server.machine_dirs(), 0);
+    assert_eq!(server.client().get("/v1/sandboxes")?.json(), json!([]));
+    drop((server, keep));
+    Ok(())
+}
+
+#[test]
+fn a_stopped_server_ends_its_sandboxes_and_exits_well() -> Result<()> {
+    let server = Server::start(Options { pool: 1, ..Options::default() })?;
+    server.client().base()?;
+    let machines = server.machines();
+    let status = server.stop()?;
+    assert!(status.success(), "{status}");
+    assert!(wait_until(Duration::from_secs(5), || machines.iter().all(|pid| !alive(*pid))));
+    Ok(())
+}
+
+#[test]
+fn a_second_server_on_the_same_state_is_refused() -> Result<()> {
+    let server = Server::start(Options::default())?;
+    let second =
+        Server::start(Options { data: Some(server.data().to_owned()), ..Options::default() });
+    assert!(second.is_err());
+    assert_eq!(server.client().get("/healthz")?.status, 200);
+    Ok(())
+}
+
+#[test]
+fn a_hundred_creates_and_twenty_at_once_leak_nothing() -> Result<()> {
+    let server = Server::start(Options::default())?;
+    let client = server.client();
+    let round = || -> Result<()> {
+        let sandbox = client.base()?;
+        assert_eq!(sandbox.output("echo x")?, "x\n");
+        assert_eq!(sandbox.delete()?.status, 204);
+        Ok(())
+    };
+    for _ in 0..5 {
+        round()?;
+    }
+    let settled = || machines_below(server.pid()) == 0 && server.machine_dirs() == 0;
+    assert!(wait_until(Duration::from_secs(10), settled));
+    let (descriptors, resident) = (open_descriptors(server.pid()), resident_kib(server.pid()));
+    for _ in 0..100 {
+        round()?;
+    }
+    let at_once: Vec<_> = (0..20)
+        .map(|_| {
+            let client = client.clone();
+            std::thread::spawn(move || -> Result<()> {
+                let sandbox = client.base()?;
+                assert_eq!(sandbox.output("echo y")?, "y\n");
+                assert_eq!(sandbox.delete()?.status, 204);
+                Ok(())
+            })
+        })
+        .collect();
+    for worker in at_once {
+        worker.join().expect("no panic")?;
+    }
+    assert!(wait_until(Duration::from_secs(20), settled), "machines or directories are left");
+    // Connections of the twenty clients close a moment after their last answer.
+    let few = || open_descriptors(server.pid()) <= descriptors + 8;
+    assert!(
+        wait_until(Duration::from_secs(10), few),
+        "{descriptors} descriptors became {}",
+        open_descriptors(server.pid())
+    );
+    let grown = resident_kib(server.pid()).saturating_sub(resident);
+    assert!(grown < 32 << 10, "the server grew by {grown} KiB");
+    Ok(())
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+}
+
+#[test]
+fn a_client_that_hangs_up_takes_its_command_with_it() -> Result<()> {
+    let server = Server::start(Options::default())?;
+    let client = server.client();
+    let sandbox = client.base()?;
+    let body = json!({ "cmd": "sleep 300", "timeout_seconds": 300 }).to_string();
+    let open = client.open(
+        "POST",
+        &sandbox.path("/exec/stream"),
+        Some(("application/json", body.as_bytes())),
+    )?;
+    let sleeping =
+        |n: &str| sandbox.output("pgrep -c sleep; true").is_ok_and(|found| found.trim() == n);
+    assert!(wait_until(Duration::from_secs(10), || sleeping("1")));
+    drop(open);
+    assert!(wait_until(Duration::from_secs(10), || sleeping("0")), "the command lives on");
+    Ok(())
+}
+
+#[test]
+fn the_ttl_is_kept() -> Result<()> {
+    let server = Server::start(Options::default())?;
+    let client = server.client();
+    let begin = std::time::Instant::now();
+    let sandbox = client.create(&json!({ "template": "base", "ttl_seconds": 3 }))?;
+    let gone = || client.get(&sandbox.path("")).is_ok_and(|a| a.status == 404);
+    assert!(wait_until(Duration::from_secs(10), gone));
+    let lived = begin.elapsed().as_secs_f64();
+    assert!((3.0..5.0).contains(&lived), "{lived} s");
+    assert_eq!(machines_below(server.pid()), 0);
+    Ok(())
+}
+
+#[test]
+fn a_full_host_disk_is_an_error_and_not_the_end() -> Result<()> {
+    let mount = tempfile::tempdir()?;
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"])
+        .arg(mount.path())
+        .status()?;
+    if !mounted.success() {
+        eprintln!("skipped: this host lets us mount no small file system to fill");
+        return Ok(());
+    }
+    let outcome = fill_the_host_disk(mount.path());
+    std::process::Command::new("umount").arg("-l").arg(mount.path()).status()?;
+    outcome
+}
+
+fn fill_the_host_disk(mount: &Path) -> Result<()> {
+    let data = mount.join("data");
+    let server = Server::start(Options { data: Some(data.clone()), ..Options::default() })?;
+    let client = server.client();
+    let sandbox = client.base()?;
+    // The guest's own disk is larger than the host's: its writes fail, it lives.
+    let answer =
+        sandbox.try_exec("dd if=/dev/urandom of=/root/x bs=1M count=200; sync; echo after", 120)?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // With no room left, a create is refused clearly and leaves nothing.
+    fs::write(mount.join("filler"), vec![1u8; 64 << 20]).unwrap_err();
+    let refused = client.post("/v1/sandboxes", &json!({ "template": "base" }))?;
+    assert!(refused.status >= 500 && !refused.error().is_empty(), "{}", refused.text());
+    fs::remove_file(mount.join("filler"))?;
+    assert_eq!(sandbox.delete()?.status, 204);
+    let clean = || server.machine_dirs() == 0 && machines_below(server.pid()) == 0;
+    assert!(wait_until(Duration::from_secs(10), clean));
+    assert_eq!(client.base()?.output("echo room")?, "room\n");
+    Ok(())
+}

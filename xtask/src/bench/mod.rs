@@ -1,0 +1,73 @@
+//! `cargo xtask bench`: every number in the docs comes from here.
+//!
+//! Latency is taken from outside, through the whole REST API, up to the first successful exec.
+//! Absolute times depend on the host and on what else it does; compare within one run.
+
+mod create;
+mod stats;
+
+use std::fs;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use crate::prepare;
+use crate::run::{capture, workspace};
+
+/// Which benchmark, and how.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    name: Option<Name>,
+}
+
+#[derive(Clone, Subcommand)]
+enum Name {
+    /// From the request to a ready agent, to the first echo, to the first python; and the end
+    Create(create::Plan),
+}
+
+/// Runs one benchmark, or all of them.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    prepare::packages(false)?;
+    let program = prepare::program()?;
+    prepare::templates(&program)?;
+    match arguments.name.clone().unwrap_or(Name::Create(create::Plan::default())) {
+        Name::Create(plan) => create::run(&plan),
+    }
+}
+
+/// Prints a report and keeps it: tables for people and figures for programs.
+fn publish(name: &str, table: &str, mut figures: Value, into_docs: bool) -> Result<()> {
+    figures["host"] = host().into();
+    println!("{table}");
+    let folder = workspace().join(if into_docs { "docs/benchmarks" } else { "target/bench" });
+    fs::create_dir_all(&folder)?;
+    let json = folder.join(format!("{name}.json"));
+    fs::write(&json, serde_json::to_string_pretty(&figures)? + "\n")?;
+    let text = format!(
+        "# Benchmark `{name}`\n\nRegenerate with `cargo xtask bench {name} --docs`. \
+         Host: {}.\n\n{table}",
+        host()
+    );
+    fs::write(folder.join(format!("{name}.md")), text)?;
+    eprintln!("figures: {}", json.display());
+    Ok(())
+}
+
+/// Processor and kernel, in one line.
+fn host() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or_default();
+    let cores = info.lines().filter(|l| l.starts_with("processor")).count();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut qemu = std::process::Command::new("qemu-system-x86_64");
+    let qemu = capture(qemu.arg("--version")).map(|(_, text)| text).unwrap_or_default();
+    format!(
+        "{cores} × {}, Linux {}, {}",
+        model.trim_start_matches([' ', '\t', ':']),
+        kernel.trim(),
+        qemu.lines().next().unwrap_or("no QEMU")
+    )
+}

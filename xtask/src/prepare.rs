@@ -1,0 +1,87 @@
+//! What every command needs first: packages of the host, the program, its templates.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::run::{cargo, exists, must, step};
+
+/// A package of the host and how to see that it is there.
+struct Package {
+    name: &'static str,
+    present: fn() -> bool,
+}
+
+/// What the program itself needs of a Debian host.
+const SERVER: &[Package] = &[
+    Package { name: "qemu-system-x86", present: || exists("qemu-system-x86_64") },
+    Package { name: "qemu-utils", present: || exists("qemu-img") },
+    Package { name: "mmdebstrap", present: || exists("mmdebstrap") },
+    Package { name: "erofs-utils", present: || exists("mkfs.erofs") },
+    Package { name: "e2fsprogs", present: || exists("mkfs.ext4") },
+    Package { name: "uidmap", present: || exists("newuidmap") },
+    Package {
+        name: "debian-archive-keyring",
+        present: || Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").exists(),
+    },
+    Package { name: "python3", present: || exists("python3") },
+    Package { name: "python3-venv", present: python_has_venv },
+];
+
+/// What the tests need besides.
+const TESTS: &[Package] = &[
+    Package { name: "nodejs", present: || exists("node") },
+    Package { name: "npm", present: || exists("npm") },
+];
+
+fn python_has_venv() -> bool {
+    let probe = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    probe.is_ok_and(|output| output.status.success())
+}
+
+/// Installs missing packages as root; otherwise says exactly what is missing.
+pub fn packages(with_tests: bool) -> Result<()> {
+    let wanted = SERVER.iter().chain(if with_tests { TESTS } else { &[] });
+    let missing: Vec<&str> = wanted.filter(|p| !(p.present)()).map(|p| p.name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !is_root() || !exists("apt-get") {
+        bail!(
+            "these Debian packages are missing: {list}\n\
+             install them and run this command again:\n\n    \
+             sudo apt-get update && sudo apt-get install --no-install-recommends {list}",
+            list = missing.join(" ")
+        );
+    }
+    step(&format!("installing {}", missing.join(" ")));
+    let apt = |args: &[&str]| {
+        must(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(args))
+    };
+    apt(&["update", "-q"])?;
+    let mut install = vec!["install", "-q", "-y", "--no-install-recommends"];
+    install.extend(&missing);
+    apt(&install)
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.trim_ascii() == b"0")
+}
+
+/// Builds the program and returns its path.
+pub fn program() -> Result<PathBuf> {
+    step("building pandastack");
+    must(&mut cargo(&["build", "--release", "--locked", "-p", "pandastack"]))?;
+    Ok(pandastack_tests::program())
+}
+
+/// Builds and bakes the shipped templates, unless they are there.
+pub fn templates(program: &Path) -> Result<()> {
+    step("building and baking the templates (a minute or two each the first time)");
+    must(
+        Command::new(program)
+            .args(["template", "build", "--all", "--data-dir"])
+            .arg(pandastack_tests::shared_data()),
+    )
+}

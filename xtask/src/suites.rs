@@ -1,0 +1,222 @@
+//! `cargo xtask test`: every suite that this host can run, one closing line for all of them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use pandastack_tests::{Options, Server};
+
+use crate::run::{capture, cargo, exists, must, step, workspace};
+use crate::{prepare, venv};
+
+/// Which suites to run.
+#[derive(Args)]
+pub struct Selection {
+    /// Only these suites: rust, sdk, published-python, published-typescript
+    suites: Vec<String>,
+}
+
+impl Selection {
+    fn wants(&self, suite: &str) -> bool {
+        self.suites.is_empty() || self.suites.iter().any(|s| s == suite)
+    }
+}
+
+/// What a suite said when it closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Runs the suites and prints the sum.
+pub fn run(selection: &Selection) -> Result<()> {
+    prepare::packages(true)?;
+    let program = prepare::program()?;
+    prepare::templates(&program)?;
+    let mut total = Tally::default();
+    let mut add = |name: &str, suite: &dyn Fn() -> Result<Tally>| -> Result<()> {
+        if selection.wants(name) {
+            step(&format!("suite {name}"));
+            let tally = suite()?;
+            eprintln!("suite {name}: {tally:?}");
+            total.passed += tally.passed;
+            total.failed += tally.failed;
+            total.skipped += tally.skipped;
+        }
+        Ok(())
+    };
+    add("rust", &rust)?;
+    add("sdk", &sdk)?;
+    add("published-python", &published_python)?;
+    add("published-typescript", &published_typescript)?;
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+    if total.failed > 0 || total.passed == 0 {
+        bail!("not every test passed");
+    }
+    Ok(())
+}
+
+/// Unit tests of every crate, and the end-to-end tests with real guests.
+fn rust() -> Result<Tally> {
+    let nextest = exists("cargo-nextest");
+    let command = if nextest {
+        cargo(&["nextest", "run", "--locked", "--workspace", "--no-fail-fast", "--color=never"])
+    } else {
+        cargo(&["test", "--locked", "--workspace", "--no-fail-fast", "--", "--test-threads=2"])
+    };
+    // nextest reports on standard error, cargo test on standard output.
+    let mut shell = Command::new("sh");
+    shell.current_dir(workspace()).args(["-c", "\"$@\" 2>&1", "sh"]).arg(command.get_program());
+    shell.args(command.get_args());
+    let (ok, text) = capture(&mut shell)?;
+    drop(command);
+    let tally = if nextest { nextest_tally(&text) } else { cargo_tally(&text) };
+    report(ok, &text, tally)
+}
+
+/// Our own Python SDK: its tests need no server.
+fn sdk() -> Result<Tally> {
+    let source = workspace().join("sdk/python");
+    let published = venv::python("published", &["-r", "tests/sdk-python/requirements.txt"], None)?;
+    let python = venv::python("sdk", &["./sdk/python", "pytest"], Some(&source))?;
+    let site = published.parent().and_then(Path::parent).map(|dir| dir.join("lib"));
+    let mut command = Command::new(python);
+    command.current_dir(source).args(["-m", "pytest", "-q", "-rs", "tests"]);
+    if let Some(site) = site.and_then(|lib| site_packages(&lib)) {
+        command.env("PANDASTACK_PUBLISHED_SITE", site);
+    }
+    pytest(&mut command)
+}
+
+/// The published Python SDK, unmodified, against a real server.
+fn published_python() -> Result<Tally> {
+    let python = venv::python("published", &["-r", "tests/sdk-python/requirements.txt"], None)?;
+    with_server(|environment| {
+        let mut command = Command::new(&python);
+        command.current_dir(workspace().join("tests/sdk-python"));
+        pytest(command.args(["-m", "pytest", "-q", "-rs"]).envs(environment))
+    })
+}
+
+/// The published TypeScript SDK, unmodified, against a real server.
+fn published_typescript() -> Result<Tally> {
+    let source = workspace().join("tests/sdk-typescript");
+    let dir = workspace().join("target/sdk-typescript");
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
+    }
+    must(Command::new("cp").arg("-r").arg(&source).arg(&dir))?;
+    must(Command::new("npm").current_dir(&dir).args([
+        "ci",
+        "--silent",
+        "--no-audit",
+        "--no-fund",
+    ]))?;
+    with_server(|environment| {
+        let mut command = Command::new("node");
+        command.current_dir(&dir).args(["--test", "--test-reporter=tap"]).envs(environment);
+        let (ok, text) = capture(&mut command)?;
+        report(ok, &text, tap_tally(&text))
+    })
+}
+
+/// Runs `suite` with the address and key of a server of its own.
+fn with_server(suite: impl Fn([(&'static str, String); 2]) -> Result<Tally>) -> Result<Tally> {
+    let server = Server::start(Options { pool: 1, ..Options::default() })?;
+    let key = fs::read_to_string(server.data().join("api-key"))?.trim().to_owned();
+    let tally = suite([("PANDASTACK_API", server.url().to_owned()), ("PANDASTACK_API_KEY", key)])?;
+    if tally.failed > 0 {
+        eprintln!("--- the server said:\n{}", server.log());
+    }
+    server.stop()?;
+    Ok(tally)
+}
+
+fn site_packages(lib: &Path) -> Option<std::path::PathBuf> {
+    let python = fs::read_dir(lib).ok()?.flatten().next()?;
+    Some(python.path().join("site-packages"))
+}
+
+fn pytest(command: &mut Command) -> Result<Tally> {
+    let (ok, text) = capture(command)?;
+    report(ok, &text, pytest_tally(&text))
+}
+
+/// Prints what a suite printed. A suite that failed without a failed test failed as a whole.
+fn report(ok: bool, text: &str, mut tally: Tally) -> Result<Tally> {
+    eprintln!("{text}");
+    if !ok && tally.failed == 0 {
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+/// The number before `word` in a line such as `3 passed, 1 failed`.
+fn before(line: &str, word: &str) -> u64 {
+    let words: Vec<&str> = line
+        .split(|c: char| c.is_whitespace() || ",;".contains(c))
+        .filter(|w| !w.is_empty())
+        .collect();
+    let at = words.iter().position(|w| *w == word);
+    at.and_then(|at| words.get(at.checked_sub(1)?)?.parse().ok()).unwrap_or(0)
+}
+
+fn tally_of(line: &str) -> Tally {
+    Tally {
+        passed: before(line, "passed"),
+        failed: before(line, "failed") + before(line, "error") + before(line, "errors"),
+        skipped: before(line, "skipped"),
+    }
+}
+
+fn nextest_tally(text: &str) -> Tally {
+    text.lines().rfind(|l| l.contains("Summary [")).map(tally_of).unwrap_or_default()
+}
+
+fn pytest_tally(text: &str) -> Tally {
+    let closes = |l: &&str| {
+        l.contains(" in ") && (l.contains("passed") || l.contains("failed") || l.contains("error"))
+    };
+    text.lines().rfind(closes).map(tally_of).unwrap_or_default()
+}
+
+fn cargo_tally(text: &str) -> Tally {
+    text.lines().filter(|l| l.starts_with("test result:")).map(tally_of).fold(
+        Tally::default(),
+        |a, b| Tally {
+            passed: a.passed + b.passed,
+            failed: a.failed + b.failed,
+            skipped: a.skipped + b.skipped,
+        },
+    )
+}
+
+fn tap_tally(text: &str) -> Tally {
+    let of = |name: &str| {
+        let line = text.lines().rfind(|l| l.starts_with(&format!("# {name} ")));
+        line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+    };
+    Tally { passed: of("pass"), failed: of("fail") + of("cancelled"), skipped: of("skipped") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_every_runner_are_read() {
+        let tally = |passed, failed, skipped| Tally { passed, failed, skipped };
+        let nextest = "  Summary [ 0.5s] 10/12 tests run: 7 passed (1 slow), 2 failed, 3 skipped";
+        assert_eq!(nextest_tally(nextest), tally(7, 2, 3));
+        let pytest = "x\n===== 1 failed, 4 passed, 2 skipped, 1 error in 3.10s =====";
+        assert_eq!(pytest_tally(pytest), tally(4, 2, 2));
+        let cargo = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured\n\
+                     test result: FAILED. 1 passed; 2 failed; 0 ignored";
+        assert_eq!(cargo_tally(cargo), tally(4, 2, 0));
+        assert_eq!(tap_tally("# pass 5\n# fail 1\n# cancelled 1\n# skipped 2"), tally(5, 2, 2));
+    }
+}
