@@ -16,7 +16,6 @@ struct Package {
 /// What the program itself needs of a Debian host.
 const SERVER: &[Package] = &[
     Package { name: "qemu-system-x86", present: || exists("qemu-system-x86_64") },
-    Package { name: "qemu-utils", present: || exists("qemu-img") },
     Package { name: "mmdebstrap", present: || exists("mmdebstrap") },
     Package { name: "erofs-utils", present: || exists("mkfs.erofs") },
     Package { name: "e2fsprogs", present: || exists("mkfs.ext4") },

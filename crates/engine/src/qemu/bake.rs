@@ -6,12 +6,12 @@
 //!        ▼ memory (sparse file)         ▼ state: devices only, because shared memory is left out
 //! ```
 //!
-//! Files of a bake: `memory`, `state`, `disk` (the writable disk at that instant, from now on a
-//! read-only layer) and `top` (an empty qcow2 that every machine starts its private layer from).
+//! Files of a bake: `memory`, `state` and `disk`, the writable disk at that instant, which is a
+//! read-only layer from now on.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::command::Start;
 use super::machine::console;
 use super::process::{self, Files, Host, Process};
 use super::runtime::file_error;
-use super::{DISK, MEMORY, STATE, TOP, memory};
+use super::{DISK, MEMORY, STATE, memory};
 use crate::agent::{AgentClient, ExecSpec};
 use crate::{BakeLog, EngineError, GuestImage};
 
@@ -49,11 +49,10 @@ pub(super) struct Job<'a> {
 pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
     let disk = out.join(DISK);
     make_disk(&disk, job.image.disk_mb).await?;
-    make_top(&out.join(TOP), job.image.disk_mb).await?;
     let guest_memory = memory::create(job.size.memory_bytes())
         .map_err(|e| file_error("create", Path::new("guest memory"), e))?;
     let guest_memory = Arc::new(guest_memory);
-    let state = Arc::new(OwnedFd::from(create(&out.join(STATE))?));
+    let state = create(&out.join(STATE))?;
 
     let begin = Instant::now();
     (job.log)("booting the guest");
@@ -61,14 +60,13 @@ pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
         memory: guest_memory.clone(),
         root: open(&job.image.root)?,
         disk: open_rw(&disk)?,
-        state,
-        rest: vec![open(&job.image.kernel)?, open(&job.image.initrd)?],
+        rest: [open(&job.image.kernel)?, open(&job.image.initrd)?],
     };
     let name = format!("bake-{}", std::process::id());
     let how = Start::Boot { tsc_khz: job.tsc_khz };
     let mut process = process::start(job.host, &name, job.size, how, files).await?;
     let child = process.child().clone();
-    let baked = boot_and_save(job, &mut process, begin).await;
+    let baked = boot_and_save(job, &mut process, &state, begin).await;
     child.kill();
     let _ = process::ended(&child).await;
     drop(process);
@@ -81,7 +79,7 @@ pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
         .await
         .map_err(|e| file_error("write", &path, io::Error::other(e)))?
         .map_err(|e| file_error("write", &path, e))?;
-    for name in [MEMORY, STATE, DISK, TOP] {
+    for name in [MEMORY, STATE, DISK] {
         protect(&out.join(name))?;
     }
     Ok(())
@@ -91,6 +89,7 @@ pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
 async fn boot_and_save(
     job: &Job<'_>,
     process: &mut Process,
+    state: &File,
     begin: Instant,
 ) -> Result<(), EngineError> {
     let stream = process.agent.take().ok_or_else(|| EngineError::Ended("no channel".into()))?;
@@ -113,7 +112,7 @@ async fn boot_and_save(
         warm_up(&agent, line, job.log).await?;
     }
     agent.quiesce().await?;
-    save_state(process).await?;
+    save_state(process, state).await?;
     (job.log)(&format!("frozen after {} ms", begin.elapsed().as_millis()));
     Ok(())
 }
@@ -135,13 +134,13 @@ async fn warm_up(agent: &AgentClient, line: &str, log: &BakeLog<'_>) -> Result<(
     Err(EngineError::Ended(format!("warm-up line {line:?} failed: {said}")))
 }
 
-/// Stops the machine and writes its device state to descriptor `command::fd::STATE`. Memory is
-/// shared with us and `x-ignore-shared` leaves it out of the stream.
-async fn save_state(process: &mut Process) -> Result<(), EngineError> {
+/// Stops the machine and has it write its device state to a file of ours. Memory is shared with
+/// us and `x-ignore-shared` leaves it out of the stream.
+async fn save_state(process: &mut Process, state: &File) -> Result<(), EngineError> {
     process.qmp.execute("stop", Value::Null).await?;
     set_capabilities(process).await?;
-    let uri = format!("fd:{}", super::command::fd::STATE);
-    process.qmp.execute("migrate", json!({ "uri": uri })).await?;
+    process.qmp.pass_descriptor("state", state.as_fd()).await?;
+    process.qmp.execute("migrate", json!({ "uri": "fd:state" })).await?;
     migrated(process, SAVE_DEADLINE).await?;
     // Ends QEMU in good order, so that the disk file is complete and its caches are written.
     let _ = process.qmp.execute("quit", Value::Null).await;
@@ -184,12 +183,6 @@ async fn make_disk(path: &Path, megabytes: u32) -> Result<(), EngineError> {
     create(path)?.set_len(u64::from(megabytes) << 20).map_err(|e| file_error("size", path, e))?;
     tool(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-O", "^has_journal"]).arg(path))
         .await
-}
-
-/// An empty qcow2 that names no lower layer: that is given by descriptor.
-async fn make_top(path: &Path, megabytes: u32) -> Result<(), EngineError> {
-    let size = format!("{megabytes}M");
-    tool(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(path).arg(size)).await
 }
 
 async fn tool(command: &mut Command) -> Result<(), EngineError> {

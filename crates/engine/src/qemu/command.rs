@@ -22,12 +22,10 @@ pub(super) mod fd {
     pub const ROOT: usize = 6;
     /// Writable disk (bake), or the private top layer (restore).
     pub const DISK: usize = 7;
-    /// Device state.
-    pub const STATE: usize = 8;
     /// Kernel (bake), or the disk's read-only lower layer (restore).
-    pub const KERNEL_OR_BASE: usize = 9;
-    /// Initramfs (bake only).
-    pub const INITRD: usize = 10;
+    pub const KERNEL_OR_BASE: usize = 8;
+    /// Initramfs (bake), or device state (restore).
+    pub const INITRD_OR_STATE: usize = 9;
 }
 
 /// Agent port's name in the guest.
@@ -102,7 +100,7 @@ pub(super) fn arguments(program: &str, size: Size, start: Start) -> Vec<CString>
         Start::Restore => add("-incoming", "defer".into()),
         Start::Boot { tsc_khz } => {
             add("-kernel", format!("/proc/self/fd/{}", fd::KERNEL_OR_BASE));
-            add("-initrd", format!("/proc/self/fd/{}", fd::INITRD));
+            add("-initrd", format!("/proc/self/fd/{}", fd::INITRD_OR_STATE));
             add("-append", kernel_command_line(tsc_khz));
         }
     }

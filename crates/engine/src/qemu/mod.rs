@@ -14,6 +14,7 @@ mod host;
 mod machine;
 mod memory;
 mod process;
+mod qcow2;
 mod qmp;
 mod runtime;
 mod usage;
@@ -21,7 +22,7 @@ mod usage;
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,7 +44,6 @@ pub use self::host::{Probe, probe};
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
 const DISK: &str = "disk";
-const TOP: &str = "top";
 
 /// File names in a machine's directory.
 const MACHINE_DISK: &str = "disk.qcow2";
@@ -149,14 +149,12 @@ impl Engine for QemuEngine {
 
     async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError> {
         let disk = dir.join(MACHINE_DISK);
-        let top = bake.dir.join(TOP);
-        copy_top(&top, &disk).map_err(|e| file_error("copy", &top, e))?;
+        let bytes = u64::from(bake.image.disk_mb) << 20;
         let files = Files {
             memory: self.memory(bake).await?,
             root: bake::open(&bake.image.root)?,
-            disk: bake::open_rw(&disk)?,
-            state: Arc::new(bake::open(&bake.dir.join(STATE))?.into()),
-            rest: vec![bake::open(&bake.dir.join(DISK))?],
+            disk: qcow2::create(&disk, bytes).map_err(|e| file_error("create", &disk, e))?,
+            rest: [bake::open(&bake.dir.join(DISK))?, bake::open(&bake.dir.join(STATE))?],
         };
         let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let mut process =
@@ -166,7 +164,7 @@ impl Engine for QemuEngine {
             fs::write(&pid_file, process.pid().to_string())
                 .map_err(|e| file_error("write", &pid_file, e))?;
             bake::set_capabilities(&process).await?;
-            let uri = format!("fd:{}", fd::STATE);
+            let uri = format!("fd:{}", fd::INITRD_OR_STATE);
             process.qmp.execute("migrate-incoming", json!({ "uri": uri })).await?;
             bake::migrated(&mut process, RESTORE_DEADLINE).await
         }
@@ -181,12 +179,4 @@ impl Engine for QemuEngine {
             }
         }
     }
-}
-
-/// Copies the empty top layer, writable although the original is not.
-fn copy_top(top: &Path, disk: &PathBuf) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut source = fs::File::open(top)?;
-    let mut target = fs::File::options().write(true).create_new(true).mode(0o600).open(disk)?;
-    std::io::copy(&mut source, &mut target).map(drop)
 }

@@ -30,9 +30,8 @@ pub(super) struct Files {
     pub memory: Arc<OwnedFd>,
     pub root: File,
     pub disk: File,
-    pub state: Arc<OwnedFd>,
-    /// Kernel and initramfs when booting; the disk's lower layer when restoring.
-    pub rest: Vec<File>,
+    /// Kernel and initramfs when booting; the disk's lower layer and device state when restoring.
+    pub rest: [File; 2],
 }
 
 /// A started process. Dropping it kills the process.
@@ -78,7 +77,6 @@ pub(super) async fn start(
         files.memory,
         Arc::new(files.root.into()),
         Arc::new(files.disk.into()),
-        files.state,
     ];
     descriptors.extend(files.rest.into_iter().map(|file| Arc::new(file.into())));
 

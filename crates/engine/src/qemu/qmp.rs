@@ -3,11 +3,15 @@
 //! QEMU parses what the guest sends it, so it is not trusted either: lines are bounded and every
 //! command has a deadline.
 
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc};
@@ -63,13 +67,36 @@ impl Qmp {
 
     /// Runs one command and returns its answer.
     pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, EngineError> {
+        self.exchange(command, arguments, None).await
+    }
+
+    /// Gives QEMU a descriptor that later commands call `name`.
+    pub async fn pass_descriptor(
+        &self,
+        name: &str,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<(), EngineError> {
+        let arguments = json!({ "fdname": name });
+        self.exchange("getfd", arguments, Some(descriptor)).await.map(drop)
+    }
+
+    async fn exchange(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, EngineError> {
         let mut request = json!({ "execute": command });
         if !arguments.is_null() {
             request["arguments"] = arguments;
         }
+        let line = format!("{request}\n");
         let mut session = self.session.lock().await;
         let exchange = async {
-            session.writer.write_all(format!("{request}\n").as_bytes()).await.ok()?;
+            match descriptor {
+                None => session.writer.write_all(line.as_bytes()).await.ok()?,
+                Some(fd) => send_with(session.writer.as_ref(), line.as_bytes(), fd).await.ok()?,
+            }
             session.answers.recv().await
         };
         let answer = tokio::time::timeout(DEADLINE, exchange)
@@ -92,6 +119,25 @@ impl Qmp {
             .map_err(|_| EngineError::Deadline("QEMU's greeting"))?
             .ok_or_else(ended)
     }
+}
+
+/// Sends a line with a descriptor attached (`SCM_RIGHTS`, unix(7)). A line this short fits into an
+/// empty socket buffer whole, and the buffer is empty because answers are awaited.
+async fn send_with(stream: &UnixStream, line: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [fd];
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let sent = rustix::net::sendmsg(
+            stream,
+            &[io::IoSlice::new(line)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
+        if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }
 
 fn ended() -> EngineError {
