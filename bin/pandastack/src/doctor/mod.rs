@@ -1,0 +1,67 @@
+//! `pandastack doctor`: what this host offers, and what to do about what it does not.
+
+mod checks;
+mod facts;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::cli::Context;
+use crate::dirs;
+use crate::output;
+use crate::status::Status;
+use checks::{Check, Verdict};
+use facts::Facts;
+
+/// Examples.
+pub const EXAMPLES: &str = "\
+Examples:
+  pandastack doctor
+  pandastack doctor --json | jq '.checks[] | select(.verdict != \"ok\")'
+
+The exit status is 1 when something essential is missing.";
+
+/// What to look at.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Where templates and records are kept [default: the system's for root, else the user's]
+    #[arg(long, value_name = "DIR", env = "PANDASTACK_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    /// Whether sandboxes can run here.
+    ready: bool,
+    engine: &'static str,
+    isolation: &'static str,
+    checks: Vec<Check>,
+}
+
+pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
+    let data_dir = args.data_dir.map_or_else(dirs::default_data_dir, Ok)?;
+    let checks = checks::judge(&Facts::gather(&data_dir).await);
+    let ready = checks.iter().all(|check| check.verdict != Verdict::Missing);
+    if context.json {
+        let isolation = pandastack_types::Isolation::Emulated.as_str();
+        output::json(&Report { ready, engine: "qemu", isolation, checks })?;
+    } else {
+        print(&checks, ready)?;
+    }
+    Ok(if ready { Status::SUCCESS } else { Status::NEGATIVE })
+}
+
+fn print(checks: &[Check], ready: bool) -> anyhow::Result<()> {
+    for check in checks {
+        output::line(&format!("{:7} {:11} {}", check.verdict.word(), check.name, check.finding))?;
+        if let Some(fix) = &check.fix {
+            output::line(&format!("{:19} -> {fix}", ""))?;
+        }
+    }
+    output::line(if ready {
+        "\nSandboxes can run on this host."
+    } else {
+        "\nSandboxes cannot run on this host until what is missing is there."
+    })
+}

@@ -1,0 +1,201 @@
+//! Creating, listing, changing and ending sandboxes.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use http::Method;
+use pandastack_types::{Lifecycle, SandboxView};
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::{delete, resolve};
+use crate::cli::{Context, key_value};
+use crate::client::Client;
+use crate::output;
+use crate::status::{Status, report};
+
+/// Examples of `sandbox create`.
+pub const CREATE_EXAMPLES: &str = "\
+Examples:
+  pandastack sandbox create
+  pandastack sandbox create --template code-interpreter --memory 1024 --ttl 600
+  id=$(pandastack sandbox create --metadata job=42)";
+
+/// What a new sandbox is like.
+#[derive(Args, Clone, Debug)]
+pub struct CreateArgs {
+    /// The template it is a copy of
+    #[arg(long, value_name = "NAME", default_value = "base")]
+    pub template: String,
+    /// vCPUs [default: the template's]
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<i64>,
+    /// Guest memory in MiB [default: the template's]
+    #[arg(long, value_name = "MB")]
+    pub memory: Option<i64>,
+    /// Seconds until it is ended; 0 for no limit [default: the server's]
+    #[arg(long, value_name = "SECONDS")]
+    pub ttl: Option<u64>,
+    /// Keep it until it is killed
+    #[arg(long)]
+    pub persistent: bool,
+    /// A label of yours; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub metadata: Vec<(String, String)>,
+}
+
+/// How long a sandbox may live.
+#[derive(Args, Clone, Debug)]
+pub struct TtlArgs {
+    /// Its id, or a beginning of it that no other has
+    id: String,
+    /// Seconds from now until it is ended; 0 for no limit
+    seconds: u64,
+}
+
+/// The body of a create request.
+#[derive(Serialize)]
+struct CreateRequest<'a> {
+    template: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_mb: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl_seconds: Option<u64>,
+    persistent: bool,
+    metadata: BTreeMap<&'a str, &'a str>,
+}
+
+/// Creates a sandbox.
+pub async fn create(client: &Client, args: &CreateArgs) -> anyhow::Result<SandboxView> {
+    let request = CreateRequest {
+        template: &args.template,
+        cpu: args.cpu,
+        memory_mb: args.memory,
+        ttl_seconds: args.ttl,
+        persistent: args.persistent,
+        metadata: args.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+    };
+    Ok(client.send(Method::POST, "/v1/sandboxes", &request).await?)
+}
+
+pub async fn create_and_print(
+    client: &Client,
+    args: &CreateArgs,
+    context: Context,
+) -> anyhow::Result<Status> {
+    let view = create(client, args).await?;
+    if context.json {
+        output::json(&view)?;
+    } else {
+        // Only the id, so that a script can keep it.
+        output::line(&view.id.to_string())?;
+    }
+    Ok(Status::SUCCESS)
+}
+
+pub async fn list(client: &Client, context: Context) -> anyhow::Result<Status> {
+    let all: Vec<SandboxView> = client.get("/v1/sandboxes").await?;
+    if context.json {
+        output::json(&all)?;
+        return Ok(Status::SUCCESS);
+    }
+    let now = OffsetDateTime::now_utc();
+    let rows: Vec<_> = all.iter().map(|view| row(view, now)).collect();
+    output::table(["ID", "TEMPLATE", "STATUS", "CPU", "MEMORY", "AGE", "TTL", "ISOLATION"], &rows)?;
+    Ok(Status::SUCCESS)
+}
+
+fn row(view: &SandboxView, now: OffsetDateTime) -> [String; 8] {
+    [
+        view.id.to_string(),
+        view.template.to_string(),
+        view.status.to_string(),
+        view.cpu.to_string(),
+        format!("{} MiB", view.memory_mb),
+        seconds((now - view.created_at).whole_seconds().unsigned_abs()),
+        if view.ttl_seconds == 0 { "-".to_owned() } else { seconds(view.ttl_seconds) },
+        view.isolation.as_str().to_owned(),
+    ]
+}
+
+pub async fn get(client: &Client, id: &str, context: Context) -> anyhow::Result<Status> {
+    let id = resolve(client, id).await?;
+    let view: SandboxView = client.get(&format!("/v1/sandboxes/{id}")).await?;
+    if context.json {
+        output::json(&view)?;
+        return Ok(Status::SUCCESS);
+    }
+    let metadata: Vec<_> = view.metadata.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let ended = view.end_reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+    let rows = [
+        ["id".to_owned(), view.id.to_string()],
+        ["template".to_owned(), view.template.to_string()],
+        ["status".to_owned(), format!("{}{ended}", view.status)],
+        ["size".to_owned(), format!("{} vCPU, {} MiB", view.cpu, view.memory_mb)],
+        ["created".to_owned(), format!("{} in {} ms", view.boot_mode, view.boot_ms)],
+        ["ttl".to_owned(), format!("{} s", view.ttl_seconds)],
+        ["persistent".to_owned(), view.persistent.to_string()],
+        ["engine".to_owned(), view.engine],
+        ["isolation".to_owned(), view.isolation.as_str().to_owned()],
+        ["metadata".to_owned(), metadata.join(" ")],
+    ];
+    output::table(["FIELD", "VALUE"], &rows)?;
+    Ok(Status::SUCCESS)
+}
+
+/// Ends every sandbox it can, and fails if there was one that it could not end.
+pub async fn kill(client: &Client, ids: &[String], context: Context) -> anyhow::Result<Status> {
+    let mut status = Status::SUCCESS;
+    for text in ids {
+        let ended = async { delete(client, resolve(client, text).await?).await }.await;
+        if let Err(error) = ended {
+            status = report(&error.context(format!("cannot kill {text}")), context.json);
+        }
+    }
+    Ok(status)
+}
+
+/// Pauses or resumes.
+pub async fn act(client: &Client, id: &str, verb: &str) -> anyhow::Result<Status> {
+    let id = resolve(client, id).await?;
+    client.act(Method::POST, &format!("/v1/sandboxes/{id}/{verb}")).await?;
+    Ok(Status::SUCCESS)
+}
+
+pub async fn set_ttl(
+    client: &Client,
+    args: &TtlArgs,
+    context: Context,
+) -> anyhow::Result<Status> {
+    let id = resolve(client, &args.id).await?;
+    let change = serde_json::json!({"ttl_seconds": args.seconds});
+    let path = format!("/v1/sandboxes/{id}/lifecycle");
+    let lifecycle: Lifecycle = client.send(Method::PATCH, &path, &change).await?;
+    if context.json {
+        output::json(&lifecycle)?;
+    }
+    Ok(Status::SUCCESS)
+}
+
+/// A duration with its one largest unit.
+fn seconds(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        let shown: Vec<_> = [0, 119, 120, 7199, 7200, 172_800].map(seconds).into();
+        assert_eq!(shown, ["0s", "119s", "2m", "119m", "2h", "2d"]);
+    }
+}

@@ -1,0 +1,135 @@
+//! `pandastack sandbox …`: the sandboxes of a running server.
+
+mod cp;
+mod exec;
+mod logs;
+mod manage;
+
+use clap::Subcommand;
+use http::Method;
+use pandastack_types::{SandboxId, SandboxView};
+
+use crate::cli::Context;
+use crate::client::Client;
+use crate::config;
+use crate::status::Status;
+
+pub use manage::{CreateArgs, create};
+
+/// Work with the sandboxes of a running server
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Create a sandbox and print its id
+    #[command(after_help = manage::CREATE_EXAMPLES)]
+    Create(CreateArgs),
+    /// List the sandboxes
+    #[command(after_help = "Examples:\n  pandastack sandbox ls\n  pandastack sandbox ls --json")]
+    Ls,
+    /// Show one sandbox
+    #[command(after_help = "Examples:\n  pandastack sandbox get 1b9d\n  \
+                            pandastack sandbox get 1b9d --json")]
+    Get(One),
+    /// Run a command in a sandbox, with our standard streams attached to it
+    #[command(after_help = exec::EXAMPLES)]
+    Exec(exec::Args),
+    /// Copy files and directories between this host and a sandbox
+    #[command(after_help = cp::EXAMPLES)]
+    Cp(cp::Args),
+    /// End sandboxes and delete everything of them
+    #[command(after_help = "Examples:\n  pandastack sandbox kill 1b9d\n  \
+                            pandastack sandbox kill 1b9d 77aa")]
+    Kill(Several),
+    /// Show what a sandbox has printed
+    #[command(after_help = logs::EXAMPLES)]
+    Logs(logs::Args),
+    /// Make a sandbox stand still; its memory is kept
+    #[command(after_help = "Example:\n  pandastack sandbox pause 1b9d")]
+    Pause(One),
+    /// Let a paused sandbox run on
+    #[command(after_help = "Example:\n  pandastack sandbox resume 1b9d")]
+    Resume(One),
+    /// Set how long a sandbox may live
+    #[command(after_help = "Examples:\n  pandastack sandbox ttl 1b9d 3600\n  \
+                            pandastack sandbox ttl 1b9d 0   # no limit")]
+    Ttl(manage::TtlArgs),
+}
+
+/// A sandbox.
+#[derive(clap::Args, Clone, Debug)]
+pub struct One {
+    /// Its id, or a beginning of it that no other has
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+/// Some sandboxes.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Several {
+    /// Their ids, or beginnings of them that no others have
+    #[arg(value_name = "ID", required = true)]
+    ids: Vec<String>,
+}
+
+/// Does what the command line says.
+pub async fn run(command: Command, context: Context) -> anyhow::Result<Status> {
+    let client = Client::new(&config::endpoint()?)?;
+    match command {
+        Command::Create(args) => manage::create_and_print(&client, &args, context).await,
+        Command::Ls => manage::list(&client, context).await,
+        Command::Get(one) => manage::get(&client, &one.id, context).await,
+        Command::Exec(args) => exec::run(&client, args, context).await,
+        Command::Cp(args) => cp::run(&client, args, context).await,
+        Command::Kill(several) => manage::kill(&client, &several.ids, context).await,
+        Command::Logs(args) => logs::run(&client, args, context).await,
+        Command::Pause(one) => manage::act(&client, &one.id, "pause").await,
+        Command::Resume(one) => manage::act(&client, &one.id, "resume").await,
+        Command::Ttl(args) => manage::set_ttl(&client, &args, context).await,
+    }
+}
+
+/// Ends the sandbox `id`.
+pub async fn delete(client: &Client, id: SandboxId) -> anyhow::Result<()> {
+    Ok(client.act(Method::DELETE, &format!("/v1/sandboxes/{id}")).await?)
+}
+
+/// The sandbox that `text` means: a whole id, or the beginning of exactly one.
+async fn resolve(client: &Client, text: &str) -> anyhow::Result<SandboxId> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    let all: Vec<SandboxView> = client.get("/v1/sandboxes").await?;
+    only_match(text, all.iter().map(|view| view.id))
+}
+
+fn only_match(
+    text: &str,
+    ids: impl Iterator<Item = SandboxId>,
+) -> anyhow::Result<SandboxId> {
+    let prefix = text.to_ascii_lowercase();
+    let fitting: Vec<_> = ids.filter(|id| id.to_string().starts_with(&prefix)).collect();
+    match fitting.as_slice() {
+        _ if prefix.is_empty() => anyhow::bail!("the id of the sandbox is empty"),
+        [id] => Ok(*id),
+        [] => anyhow::bail!("there is no sandbox {text:?}; `pandastack sandbox ls` lists them"),
+        several => {
+            let several: Vec<_> = several.iter().map(ToString::to_string).collect();
+            anyhow::bail!("{text:?} could be any of {}", several.join(", "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_must_mean_one_sandbox() {
+        let ids = ["1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed", "1b9e0000-bbfd-4b2d-9b5d-ab8dfbbd4bed"];
+        let ids = || ids.iter().map(|id| id.parse::<SandboxId>().unwrap());
+        assert_eq!(only_match("1B9D", ids()).unwrap().to_string(), ids().next().unwrap().to_string());
+        assert!(only_match("1b9", ids()).unwrap_err().to_string().contains("could be any of"));
+        for bad in ["2", "", "*"] {
+            assert!(only_match(bad, ids()).is_err(), "{bad:?}");
+        }
+    }
+}

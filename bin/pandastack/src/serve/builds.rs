@@ -1,0 +1,57 @@
+//! Templates that are not built yet, built beside the running server.
+
+use std::sync::Arc;
+
+use pandastack_image::ImageError;
+use pandastack_sandbox::Manager;
+use pandastack_types::TemplateName;
+use tokio::task::JoinHandle;
+
+use crate::progress::BuildProgress;
+use crate::terminal;
+use crate::workshop::Workshop;
+
+/// Builds under way.
+pub struct Builds(JoinHandle<()>);
+
+/// Builds what is not built, one after the other: two at once would each take twice as long.
+pub fn start(workshop: &Workshop, manager: Arc<Manager>) -> Builds {
+    let workshop = workshop.clone();
+    Builds(tokio::spawn(async move {
+        let progress = Arc::new(BuildProgress::new());
+        for view in workshop.catalog.list().into_iter().filter(|view| !view.built) {
+            let built = build(&workshop, &view.name, progress.clone()).await;
+            match built {
+                Ok(()) => {
+                    terminal::line(&format!("template {} is ready", view.name));
+                    manager.prime();
+                }
+                Err(error) => {
+                    terminal::line(&format!("template {} is not built: {error:#}", view.name));
+                    // What is missing for one is missing for all.
+                    if matches!(error.downcast_ref(), Some(ImageError::MissingPrograms(_))) {
+                        return;
+                    }
+                }
+            }
+        }
+    }))
+}
+
+async fn build(
+    workshop: &Workshop,
+    name: &TemplateName,
+    progress: Arc<BuildProgress>,
+) -> anyhow::Result<()> {
+    let recipe = workshop.recipe(name)?;
+    workshop.ready(recipe, None, None, progress).await.map(drop)
+}
+
+impl Builds {
+    /// Gives up what is not finished; nothing half-made is left.
+    pub async fn stop(self) {
+        self.0.abort();
+        // The task's own end, or our abort: both are fine.
+        let _ = self.0.await;
+    }
+}

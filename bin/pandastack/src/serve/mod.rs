@@ -1,0 +1,165 @@
+//! `pandastack serve`: the server, until it is told to stop.
+
+mod announce;
+mod builds;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use tokio::net::TcpListener;
+
+use crate::api_key::ApiKey;
+use crate::cli::Context;
+use crate::config::{self, DEFAULT_LISTEN};
+use crate::dirs;
+use crate::server::{Server, ServerOptions};
+use crate::signals::Signals;
+use crate::status::Status;
+use crate::terminal;
+use crate::workshop::Workshop;
+use announce::Announcement;
+
+/// Examples.
+pub const EXAMPLES: &str = "\
+Examples:
+  pandastack serve
+  pandastack serve --data-dir /srv/panda --listen 127.0.0.1:9000 --pool 4
+  pandastack serve --listen 0.0.0.0:7878 --api-key-file /etc/pandastack/key
+
+The first start mints an API key into DATA_DIR/api-key and leads the clients of this user to this
+server. Ctrl-C ends every sandbox and stops; a second Ctrl-C stops at once.";
+
+/// How the server runs.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Where templates and records are kept [default: the system's for root, else the user's]
+    #[arg(long, value_name = "DIR", env = "PANDASTACK_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where to listen. Beyond loopback only with an explicit key
+    #[arg(long, value_name = "ADDRESS", env = "PANDASTACK_LISTEN", default_value = DEFAULT_LISTEN)]
+    listen: SocketAddr,
+    /// Machines that stand ready for each template
+    #[arg(long, value_name = "N", env = "PANDASTACK_POOL", default_value_t = 2)]
+    pool: usize,
+    /// What runs the guests
+    #[arg(long, value_enum, env = "PANDASTACK_ENGINE", default_value_t = EngineChoice::Auto)]
+    engine: EngineChoice,
+    /// Most sandboxes at a time [default: 64]
+    #[arg(long, value_name = "N", env = "PANDASTACK_MAX_SANDBOXES")]
+    max_sandboxes: Option<usize>,
+    /// Seconds of life of a sandbox that asks for none; 0 for no limit [default: 3600]
+    #[arg(long, value_name = "SECONDS", env = "PANDASTACK_DEFAULT_TTL")]
+    default_ttl: Option<u64>,
+    /// Leave the client configuration of this user alone
+    #[arg(long, env = "PANDASTACK_NO_CLIENT_CONFIG")]
+    no_client_config: bool,
+    /// Take the API key from this file instead of minting one (PANDASTACK_API_KEY works as well)
+    #[arg(long, value_name = "FILE", env = "PANDASTACK_API_KEY_FILE")]
+    api_key_file: Option<PathBuf>,
+}
+
+/// Ways to run guests.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// The best that this host offers
+    Auto,
+    /// Emulation: works everywhere
+    Qemu,
+    /// Hardware virtualisation
+    Kvm,
+}
+
+pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
+    let mut signals = Signals::listen()?;
+    if args.engine == EngineChoice::Kvm {
+        bail!("the kvm engine is not in this release; use --engine qemu, or auto");
+    }
+    let data_dir = args.data_dir.clone().map_or_else(dirs::default_data_dir, Ok)?;
+    let variable = std::env::var("PANDASTACK_API_KEY").ok();
+    let explicit = ApiKey::explicit(args.api_key_file.as_deref(), variable)?;
+    check_reach(args.listen, explicit.as_ref())?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.listen))?;
+    let workshop = Workshop::open(&data_dir)?;
+    let key = match explicit {
+        Some(key) => key,
+        None => ApiKey::own(&data_dir.join("api-key"))?,
+    };
+    let options = ServerOptions {
+        instance_dir: data_dir.clone(),
+        pool: args.pool,
+        max_sandboxes: args.max_sandboxes,
+        default_ttl_seconds: args.default_ttl,
+    };
+    let server = Server::start(&workshop, options, &key, listener)?;
+    Announcement::new(&workshop, &server, &args, &data_dir, &key).print(context)?;
+    if !args.no_client_config {
+        lead_clients_here(server.url(), &key);
+    }
+    server.manager().prime();
+    let builds = builds::start(&workshop, server.manager().clone());
+    let signal = signals.next().await;
+    tracing::info!(?signal, "stopping");
+    terminal::line("stopping: ending every sandbox; once more to stop at once");
+    signals
+        .cleaning_up(async {
+            builds.stop().await;
+            server.stop().await;
+        })
+        .await;
+    Ok(Status::SUCCESS)
+}
+
+/// A server that others can reach must not depend on a key that its operator has not chosen.
+fn check_reach(listen: SocketAddr, explicit: Option<&ApiKey>) -> anyhow::Result<()> {
+    if !listen.ip().is_loopback() && explicit.is_none() {
+        bail!(
+            "{listen} can be reached from other hosts: choose the API key yourself with \
+             --api-key-file or PANDASTACK_API_KEY, or listen on 127.0.0.1"
+        );
+    }
+    Ok(())
+}
+
+/// Writes the configuration of this user's clients. They can do without, so a failure is a note.
+fn lead_clients_here(url: &str, key: &ApiKey) {
+    let written = dirs::client_config()
+        .and_then(|path| Ok((config::write(&path, url, key.secret())?, path)));
+    match written {
+        Ok((config::Written::Yes, path)) => {
+            tracing::info!(path = %path.display(), "clients of this user find this server");
+        }
+        Ok((config::Written::Foreign(other), path)) => terminal::line(&format!(
+            "note: {} leads to {other} and was left alone; for this server set \
+             PANDASTACK_API={url} and PANDASTACK_API_KEY to the key {}",
+            path.display(),
+            key.origin(),
+        )),
+        Err(error) => terminal::line(&format!("note: clients are not configured: {error:#}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_only_with_an_explicit_key() {
+        let key = ApiKey::explicit(None, Some("k".repeat(24))).unwrap();
+        for (listen, needs_key) in [
+            ("127.0.0.1:7878", false),
+            ("127.9.9.9:1", false),
+            ("[::1]:7878", false),
+            ("0.0.0.0:7878", true),
+            ("[::]:7878", true),
+            ("192.168.1.1:80", true),
+        ] {
+            let listen = listen.parse().unwrap();
+            assert_eq!(check_reach(listen, None).is_err(), needs_key, "{listen}");
+            assert!(check_reach(listen, key.as_ref()).is_ok());
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The server, wired: the one way from a data directory to an API that answers. `serve` runs it
+//! until it is told to stop, `run` for one command.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use pandastack_api::Api;
+use pandastack_sandbox::{Config, Manager};
+use pandastack_store::Store;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::api_key::ApiKey;
+use crate::workshop::Workshop;
+
+/// How long answers under way may take once every sandbox has ended.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What an operator may choose.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Directory of records and machines; one server at a time.
+    pub instance_dir: PathBuf,
+    /// Parked machines per template.
+    pub pool: usize,
+    /// Most sandboxes at a time; the domain's default when absent.
+    pub max_sandboxes: Option<usize>,
+    /// Seconds of life of a sandbox whose creator named none; the domain's default when absent.
+    pub default_ttl_seconds: Option<u64>,
+}
+
+impl ServerOptions {
+    fn config(&self) -> Config {
+        let defaults = Config::new(self.instance_dir.clone());
+        Config {
+            pool_size: self.pool,
+            max_sandboxes: self.max_sandboxes.unwrap_or(defaults.max_sandboxes),
+            default_ttl_seconds: self.default_ttl_seconds.unwrap_or(defaults.default_ttl_seconds),
+            ..defaults
+        }
+    }
+}
+
+/// A server that answers.
+pub struct Server {
+    manager: Arc<Manager>,
+    url: String,
+    stop: oneshot::Sender<()>,
+    answering: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    /// Cleans up after a server that was killed, and answers on `listener` from now on.
+    pub fn start(
+        workshop: &Workshop,
+        options: ServerOptions,
+        key: &ApiKey,
+        listener: TcpListener,
+    ) -> anyhow::Result<Self> {
+        let address = listener.local_addr().context("cannot listen")?;
+        let config = options.config();
+        private_dir(&options.instance_dir)?;
+        let store = Store::open(&options.instance_dir.join("records.sqlite"))?;
+        let templates = Arc::new(workshop.catalog.clone());
+        let manager =
+            Manager::start(config, workshop.engine.clone(), templates, store.clone())?;
+        let api = Api::new(manager.clone(), store);
+        api.allow(key.secret())?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let answering = tokio::spawn(api.serve(listener, async {
+            let _ = stopped.await;
+        }));
+        Ok(Self { manager, url: url(address), stop, answering })
+    }
+
+    /// Where clients of this host find it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What it runs.
+    pub fn manager(&self) -> &Arc<Manager> {
+        &self.manager
+    }
+
+    /// Ends every sandbox, then answers what is still under way, and returns when nothing is
+    /// left.
+    pub async fn stop(mut self) {
+        self.manager.shutdown().await;
+        // Streams of sandboxes have ended by now; only slow readers are left.
+        let _ = self.stop.send(());
+        if tokio::time::timeout(DRAIN_DEADLINE, &mut self.answering).await.is_err() {
+            self.answering.abort();
+        }
+    }
+}
+
+/// The URL for clients of this host: a wildcard address is reached over loopback.
+fn url(mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("http://{address}")
+}
+
+/// Makes a directory that only its owner can look into. One that exists keeps its permissions.
+fn private_dir(path: &std::path::Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot create {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_address_is_reached_over_loopback() {
+        let url = |text: &str| url(text.parse().unwrap());
+        assert_eq!(url("0.0.0.0:7878"), "http://127.0.0.1:7878");
+        assert_eq!(url("[::]:7878"), "http://[::1]:7878");
+        assert_eq!(url("10.0.0.1:80"), "http://10.0.0.1:80");
+    }
+}

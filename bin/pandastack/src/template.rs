@@ -1,0 +1,152 @@
+//! `pandastack template …`: what sandboxes are copies of.
+//!
+//! Works on the data directory itself, whether or not a server runs: the catalog's locks keep
+//! the two from getting in each other's way.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Subcommand;
+use pandastack_image::Recipe;
+use pandastack_types::{TemplateName, TemplateView};
+
+use crate::cli::Context;
+use crate::progress::BuildProgress;
+use crate::signals::Signals;
+use crate::status::Status;
+use crate::workshop::Workshop;
+use crate::{dirs, output, terminal};
+
+/// Build and list templates, what sandboxes are copies of
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// List the templates
+    #[command(after_help = "Examples:\n  pandastack template ls\n  pandastack template ls --json")]
+    Ls(Place),
+    /// Build templates, so that the first sandbox need not wait
+    #[command(after_help = "\
+Examples:
+  pandastack template build base
+  pandastack template build --all
+  pandastack template build code-interpreter --cpu 2 --memory 2048   # for sandboxes of this size
+
+Builds only what is missing or out of date. Needs the network for packages.")]
+    Build(BuildArgs),
+    /// Remove what no template uses any more; no server may be running
+    #[command(after_help = "Example:\n  pandastack template prune")]
+    Prune(Place),
+}
+
+/// Where the templates are.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Place {
+    /// Where templates and records are kept [default: the system's for root, else the user's]
+    #[arg(long, value_name = "DIR", env = "PANDASTACK_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+/// What to build.
+#[derive(clap::Args, Clone, Debug)]
+pub struct BuildArgs {
+    /// Names or aliases
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    names: Vec<TemplateName>,
+    /// Every template
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// vCPUs [default: the template's]
+    #[arg(long, value_name = "N")]
+    cpu: Option<i64>,
+    /// Guest memory in MiB [default: the template's]
+    #[arg(long, value_name = "MB")]
+    memory: Option<i64>,
+    #[command(flatten)]
+    place: Place,
+}
+
+impl Place {
+    fn open(self) -> anyhow::Result<Workshop> {
+        Workshop::open(&self.data_dir.map_or_else(dirs::default_data_dir, Ok)?)
+    }
+}
+
+pub async fn run(command: Command, context: Context) -> anyhow::Result<Status> {
+    match command {
+        Command::Ls(place) => list(&place.open()?, context),
+        Command::Build(args) => build(args, context).await,
+        Command::Prune(place) => prune(&place.open()?, context),
+    }
+}
+
+/// The templates of a data directory and whether they are built. A directory that is not there
+/// stays so.
+pub fn built(data_dir: &Path) -> anyhow::Result<Vec<(String, bool)>> {
+    if !data_dir.join("templates").is_dir() {
+        let recipes = Recipe::embedded()?;
+        return Ok(recipes.iter().map(|recipe| (recipe.name().to_string(), false)).collect());
+    }
+    let all = Workshop::open(data_dir)?.catalog.list();
+    Ok(all.into_iter().map(|view| (view.name.to_string(), view.built)).collect())
+}
+
+fn list(workshop: &Workshop, context: Context) -> anyhow::Result<Status> {
+    let all = workshop.catalog.list();
+    if context.json {
+        output::json(&all)?;
+    } else {
+        let rows: Vec<_> = all.iter().map(row).collect();
+        output::table(["NAME", "BUILT", "CPU", "MEMORY", "DISK", "ALIASES", "DESCRIPTION"], &rows)?;
+    }
+    Ok(Status::SUCCESS)
+}
+
+fn row(view: &TemplateView) -> [String; 7] {
+    let aliases: Vec<_> = view.aliases.iter().map(ToString::to_string).collect();
+    [
+        view.name.to_string(),
+        if view.built { "yes" } else { "no" }.to_owned(),
+        view.cpu.to_string(),
+        format!("{} MiB", view.memory_mb),
+        indicatif::BinaryBytes(view.size_bytes).to_string(),
+        aliases.join(" "),
+        view.description.clone(),
+    ]
+}
+
+async fn build(args: BuildArgs, context: Context) -> anyhow::Result<Status> {
+    let mut signals = Signals::listen()?;
+    let workshop = args.place.open()?;
+    let names = if args.all {
+        workshop.catalog.list().into_iter().map(|view| view.name).collect()
+    } else {
+        args.names
+    };
+    // All names are checked before the first build, which takes minutes.
+    let recipes =
+        names.iter().map(|name| workshop.recipe(name)).collect::<Result<Vec<_>, _>>()?;
+    let progress = Arc::new(BuildProgress::new());
+    for recipe in recipes {
+        let start = Instant::now();
+        let ready = workshop.ready(recipe, args.cpu, args.memory, progress.clone());
+        signals.unless_interrupted(ready).await?;
+        let seconds = start.elapsed().as_secs_f32();
+        terminal::line(&format!("template {} is ready ({seconds:.1} s)", recipe.name()));
+    }
+    if context.json {
+        let all = workshop.catalog.list();
+        output::json(&all.iter().filter(|view| view.built).collect::<Vec<_>>())?;
+    }
+    Ok(Status::SUCCESS)
+}
+
+fn prune(workshop: &Workshop, context: Context) -> anyhow::Result<Status> {
+    let pruned = workshop.catalog.prune()?;
+    if context.json {
+        output::json(&serde_json::json!({"removed": pruned.removed, "bytes": pruned.bytes}))?;
+    } else {
+        let bytes = indicatif::BinaryBytes(pruned.bytes);
+        output::line(&format!("removed {} ({bytes})", pruned.removed))?;
+    }
+    Ok(Status::SUCCESS)
+}

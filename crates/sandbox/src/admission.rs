@@ -1,0 +1,150 @@
+//! Whether the host takes another sandbox: decided before anything of it exists.
+//!
+//! The decision is pure; [`Admission`] only keeps the count of what was let in. A [`Permit`] is
+//! held from the decision until the sandbox is registered or has failed, so that a burst of
+//! creates sees each other's memory before it is really used.
+
+use std::sync::{Arc, Mutex};
+
+use pandastack_types::Size;
+
+use crate::error::CreateError;
+use crate::sync::lock;
+use crate::{Config, host};
+
+/// Memory of the machine's process besides the guest's, in MiB.
+const PROCESS_MB: u64 = 48;
+
+/// The counters behind the decision.
+pub(crate) struct Admission {
+    max_sandboxes: usize,
+    reserve_mb: u64,
+    estimate_percent: u64,
+    pending: Arc<Mutex<Pending>>,
+}
+
+/// What was let in and is not registered yet.
+#[derive(Debug, Default)]
+struct Pending {
+    sandboxes: usize,
+    memory_mb: u64,
+}
+
+/// What the host has and what is asked of it.
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    sandboxes: usize,
+    max_sandboxes: usize,
+    needed_mb: u64,
+    /// Available above the reserve and the pending creates; `None` where it is not known.
+    free_mb: Option<u64>,
+}
+
+fn decide(question: Question) -> Result<(), CreateError> {
+    if question.sandboxes >= question.max_sandboxes {
+        return Err(CreateError::Full(question.max_sandboxes));
+    }
+    match question.free_mb {
+        Some(free_mb) if free_mb < question.needed_mb => {
+            Err(CreateError::Memory { needed_mb: question.needed_mb, free_mb })
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Admission {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            max_sandboxes: config.max_sandboxes,
+            reserve_mb: config.memory_reserve_mb,
+            estimate_percent: config.memory_estimate_percent,
+            pending: Arc::default(),
+        }
+    }
+
+    /// Lets one sandbox of this size in, or says why not. `registered` is the number of those
+    /// that exist already.
+    pub(crate) fn admit(&self, size: Size, registered: usize) -> Result<Permit, CreateError> {
+        let needed_mb = self.estimate(size);
+        let mut pending = lock(&self.pending);
+        decide(Question {
+            sandboxes: registered + pending.sandboxes,
+            max_sandboxes: self.max_sandboxes,
+            needed_mb,
+            free_mb: self.free_mb().map(|free| free.saturating_sub(pending.memory_mb)),
+        })?;
+        pending.sandboxes += 1;
+        pending.memory_mb += needed_mb;
+        Ok(Permit { memory_mb: needed_mb, pending: self.pending.clone() })
+    }
+
+    /// Whether a machine that nobody asked for may be parked: only while there is room for two
+    /// more of them, so that parking never makes the next create fail.
+    pub(crate) fn may_park(&self, size: Size) -> bool {
+        self.free_mb().is_none_or(|free| free >= 2 * self.estimate(size))
+    }
+
+    /// Whether the host is so short of memory that parked machines must go.
+    pub(crate) fn is_short(&self) -> bool {
+        self.free_mb() == Some(0)
+    }
+
+    fn estimate(&self, size: Size) -> u64 {
+        u64::from(size.memory_mb) * self.estimate_percent / 100 + PROCESS_MB
+    }
+
+    fn free_mb(&self) -> Option<u64> {
+        host::available_mb().map(|available| available.saturating_sub(self.reserve_mb))
+    }
+}
+
+/// A place that was promised to one sandbox. Dropping it gives the place back.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    memory_mb: u64,
+    pending: Arc<Mutex<Pending>>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut pending = lock(&self.pending);
+        pending.sandboxes -= 1;
+        pending.memory_mb -= self.memory_mb;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOMY: Question =
+        Question { sandboxes: 3, max_sandboxes: 4, needed_mb: 100, free_mb: Some(100) };
+
+    #[test]
+    fn the_limits_are_inclusive() {
+        assert!(decide(ROOMY).is_ok());
+        assert!(matches!(
+            decide(Question { sandboxes: 4, ..ROOMY }),
+            Err(CreateError::Full(4))
+        ));
+        assert!(matches!(
+            decide(Question { free_mb: Some(99), ..ROOMY }),
+            Err(CreateError::Memory { needed_mb: 100, free_mb: 99 })
+        ));
+        assert!(decide(Question { free_mb: None, ..ROOMY }).is_ok(), "unknown is not a refusal");
+    }
+
+    #[test]
+    fn permits_count_until_they_are_dropped() {
+        let config = Config { max_sandboxes: 2, memory_reserve_mb: 0, ..Config::new("x".into()) };
+        let admission = Admission::new(&config);
+        let size = Size { cpu: 1, memory_mb: 128 };
+        let first = admission.admit(size, 0).unwrap();
+        let second = admission.admit(size, 0).unwrap();
+        assert!(matches!(admission.admit(size, 0), Err(CreateError::Full(2))));
+        drop(first);
+        assert!(matches!(admission.admit(size, 1), Err(CreateError::Full(2))));
+        drop(second);
+        assert!(admission.admit(size, 1).is_ok());
+    }
+}

@@ -1,0 +1,135 @@
+//! From a bake to a machine that answers: the steps that a create and the pool share.
+//!
+//! ```text
+//!   fresh:  restore ─▶ run ─▶ resume(identity)            a sandbox
+//!   parked: restore ─▶ run ─▶ warm-up ─▶ pause ─▶ (pool)  nobody's
+//!                      (pool) ─▶ run ─▶ resume(identity)  a sandbox
+//! ```
+//!
+//! The acknowledged resume is what makes a machine somebody's: until then it has the random
+//! numbers, the clock and the token of its template, which every copy shares. A machine that
+//! does not acknowledge is killed by whoever holds it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pandastack_engine::agent::{ExecEvent, Identity};
+use pandastack_engine::{Bake, Engine, EngineError, Machine};
+use pandastack_proto::ExecSpec;
+use tokio::time::timeout;
+
+use crate::error::CreateError;
+use crate::machines::{MachineDir, new_name};
+use crate::stages::Stages;
+
+/// Time for one warm-up line in a parked machine.
+const WARM_UP: Duration = Duration::from_secs(60);
+
+/// A machine with the directory it lives in. Dropped in this order: the process, then its files.
+pub(crate) struct Housed {
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) dir: MachineDir,
+}
+
+/// What a create starts from.
+pub(crate) enum Source {
+    /// A parked machine.
+    Parked(Housed),
+    /// A bake, with the name that its machine will have.
+    Bake(Arc<Bake>, String),
+}
+
+impl Source {
+    /// The machine's name, known before the machine exists.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Source::Parked(housed) => housed.dir.name(),
+            Source::Bake(_, name) => name,
+        }
+    }
+
+    /// The contract's word for how the machine came to be.
+    pub(crate) fn boot_mode(&self) -> &'static str {
+        match self {
+            Source::Parked(_) => "pool",
+            Source::Bake(..) => "snapshot",
+        }
+    }
+
+    /// A source that restores `bake`.
+    pub(crate) fn fresh(bake: Arc<Bake>) -> Self {
+        Source::Bake(bake, new_name())
+    }
+}
+
+/// Restores a machine that stands still.
+pub(crate) async fn restore(
+    engine: &dyn Engine,
+    machines: &Path,
+    bake: &Bake,
+    name: String,
+) -> Result<Housed, CreateError> {
+    let dir = MachineDir::create(machines, name).map_err(CreateError::Directory)?;
+    let machine = engine.restore(bake, dir.path()).await.map_err(CreateError::Machine)?;
+    Ok(Housed { machine: Arc::from(machine), dir })
+}
+
+/// Makes a machine somebody's: runs it and waits for its agent to acknowledge `identity`.
+pub(crate) async fn adopt(
+    machine: &dyn Machine,
+    identity: &Identity,
+    deadline: Duration,
+    stages: &mut Stages,
+) -> Result<(), CreateError> {
+    let ready = async {
+        machine.run().await.map_err(CreateError::Machine)?;
+        stages.mark("run");
+        machine.agent().resume(identity).await.map_err(|error| CreateError::Machine(error.into()))?;
+        stages.mark("handshake");
+        Ok(())
+    };
+    timeout(deadline, ready).await.unwrap_or(Err(CreateError::NotReady(deadline)))
+}
+
+/// Restores a machine, lets it do what tenants do first, and stops it again.
+pub(crate) async fn park(
+    engine: &dyn Engine,
+    machines: &Path,
+    bake: &Bake,
+    deadline: Duration,
+) -> Result<Housed, CreateError> {
+    let housed = restore(engine, machines, bake, new_name()).await?;
+    let warm = warm_up(&*housed.machine, &bake.image.warm_up, deadline).await;
+    if let Err(error) = warm {
+        housed.machine.kill().await;
+        return Err(CreateError::Machine(error));
+    }
+    Ok(housed)
+}
+
+async fn warm_up(
+    machine: &dyn Machine,
+    lines: &[String],
+    deadline: Duration,
+) -> Result<(), EngineError> {
+    machine.run().await?;
+    machine.agent().hello(deadline).await?;
+    for line in lines {
+        let ran = timeout(WARM_UP, run_line(machine, line)).await;
+        ran.map_err(|_| EngineError::Deadline("a warm-up line"))??;
+    }
+    machine.pause().await
+}
+
+/// Runs one line to its end. Its output and status do not matter, that it ran does.
+async fn run_line(machine: &dyn Machine, line: &str) -> Result<(), EngineError> {
+    let spec = ExecSpec { shell: Some(line.to_owned()), ..ExecSpec::default() };
+    let mut session = machine.agent().exec(spec).await?;
+    while let Some(event) = session.next().await? {
+        if let ExecEvent::Exit(_) = event {
+            break;
+        }
+    }
+    Ok(())
+}

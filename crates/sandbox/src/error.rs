@@ -1,0 +1,213 @@
+//! What can go wrong, one enum per operation.
+//!
+//! Texts go to clients. They name neither host paths nor anything of another sandbox, and none
+//! contains a phrase that client libraries take as an invitation to send a command again
+//! (`connection refused`, `no route to host`, `i/o timeout`).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pandastack_engine::EngineError;
+use pandastack_engine::agent::AgentError;
+use pandastack_store::StoreError;
+use pandastack_types::{EndReason, InvalidSize, SandboxId, TemplateName};
+
+use crate::templates::BakeError;
+
+/// The server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another server has the instance directory.
+    #[error("another server is running in {0}; stop it or choose another directory")]
+    InUse(PathBuf),
+    /// The instance directory cannot be prepared.
+    #[error("cannot prepare {path}")]
+    Directory {
+        /// What was being prepared.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The records could not be brought up to date.
+    #[error("cannot recover the records")]
+    Records(#[from] StoreError),
+}
+
+/// There is no such sandbox, or there is none any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("sandbox {0} not found")]
+pub struct NotFound(pub SandboxId);
+
+/// A request that is wrong whatever the state of the server.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRequest {
+    /// A size outside the limits.
+    #[error(transparent)]
+    Size(#[from] InvalidSize),
+    /// Time to live out of range.
+    #[error("ttl_seconds must be 0 (no limit) to {max}, not {0}", max = crate::request::MAX_TTL_SECONDS)]
+    Ttl(i64),
+    /// Time limit of a command out of range.
+    #[error("timeout_seconds must be 1 to {max}, not {0}", max = crate::request::MAX_EXEC_SECONDS)]
+    Timeout(i64),
+    /// Something is missing, too long or has a character that it must not have.
+    #[error("{0}")]
+    Field(String),
+}
+
+/// Why a sandbox was not created. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The request is wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// No template has this name.
+    #[error("unknown template \"{0}\"")]
+    UnknownTemplate(TemplateName),
+    /// The template is known but not ready.
+    #[error("template is being built: \"{0}\" is not ready yet, try again soon")]
+    Building(TemplateName),
+    /// As many sandboxes as this server may have.
+    #[error("no compute capacity available: this server runs its limit of {0} sandboxes")]
+    Full(usize),
+    /// The host has no memory for it.
+    #[error("not enough host memory: {needed_mb} MiB needed, {free_mb} MiB free")]
+    Memory {
+        /// What it is expected to need.
+        needed_mb: u64,
+        /// What is left above the reserve.
+        free_mb: u64,
+    },
+    /// The server is stopping.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// Its size class could not be prepared.
+    #[error("cannot prepare template \"{template}\" in this size")]
+    Bake {
+        /// The template.
+        template: TemplateName,
+        /// Why.
+        #[source]
+        source: BakeError,
+    },
+    /// The records refused it.
+    #[error("cannot record the sandbox")]
+    Journal(#[source] StoreError),
+    /// Its machine did not start.
+    #[error("the sandbox failed to start")]
+    Machine(#[source] EngineError),
+    /// Its directory could not be made.
+    #[error("the sandbox has no place on disk")]
+    Directory(#[source] std::io::Error),
+    /// Its machine or agent was not ready in time.
+    #[error("the sandbox was not ready within {} seconds", .0.as_secs())]
+    NotReady(Duration),
+    /// It was deleted before it was ready.
+    #[error("the sandbox was deleted while it was being created")]
+    Deleted,
+}
+
+/// Why a guest cannot be asked for anything now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// Not ready yet.
+    #[error("sandbox {0} is still being created")]
+    Creating(SandboxId),
+    /// Standing still.
+    #[error("sandbox is paused; resume it first")]
+    Paused(SandboxId),
+    /// Over.
+    #[error("sandbox {id} ended: {reason}")]
+    Ended {
+        /// The sandbox.
+        id: SandboxId,
+        /// How.
+        reason: EndReason,
+    },
+}
+
+/// Why a sandbox could not be paused, resumed, changed or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    /// The request is wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// Its state forbids it.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// It is gone.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    /// The records refused the change.
+    #[error("cannot record the change")]
+    Journal(#[source] StoreError),
+    /// The machine refused.
+    #[error("the machine did not obey")]
+    Machine(#[source] EngineError),
+}
+
+/// Why a command has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The request is wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// The guest cannot be asked, or ended meanwhile.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// Its time limit passed; its process tree was killed.
+    #[error("exec timeout: command exceeded {} seconds", .0.as_secs())]
+    Timeout(Duration),
+    /// The guest refused to start it, with the guest's words.
+    #[error("cannot run the command: {0}")]
+    Refused(String),
+    /// The guest is busy with too many things.
+    #[error("too many operations on this sandbox at once")]
+    TooMany,
+    /// The conversation with the guest failed.
+    #[error("the guest agent failed")]
+    Agent(#[source] AgentError),
+}
+
+/// Why a file operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The request is wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// The guest cannot be asked, or ended meanwhile.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// There is no such file.
+    #[error("no such file or directory: {0}")]
+    NotFound(String),
+    /// The guest refused, with the guest's words.
+    #[error("{0}")]
+    Refused(String),
+    /// The guest is busy with too many things.
+    #[error("too many operations on this sandbox at once")]
+    TooMany,
+    /// The guest's disk is full.
+    #[error("the sandbox's disk is full")]
+    DiskFull,
+    /// The conversation with the guest failed.
+    #[error("the guest agent failed")]
+    Agent(#[source] AgentError),
+}
+
+/// An error with its causes on one line, for the log.
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'a));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

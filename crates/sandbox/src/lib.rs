@@ -1,0 +1,64 @@
+//! The domain: what a sandbox is and what may be done to it.
+//!
+//! ```text
+//!              Manager ── create ──▶ admission ─▶ bake ─▶ journal ─▶ owner task ─▶ view
+//!                 │                                          ▲            │
+//!                 │ registry                         pool ───┘            │ owns
+//!                 ▼                                                       ▼
+//!              Sandbox (shared handle) ── mailbox: pause, resume, …▶  Machine
+//!                 └── exec and files run beside it, on a clone of the agent's handle
+//! ```
+//!
+//! Three invariants, each with one place that keeps it:
+//!
+//! * **Every state change is journalled before it acts** ([`State::step`] decides, `owner`
+//!   writes and then acts), so after a crash the records name everything that may exist.
+//! * **One task per sandbox changes its state.** Clients only send it messages, so pause,
+//!   resume, expiry, death of the machine and deletion never overlap.
+//! * **A machine serves one tenant.** It comes out of the pool once and is killed afterwards.
+//!
+//! [`State::step`]: pandastack_types::State::step
+#![forbid(unsafe_code)]
+
+mod admission;
+mod boot;
+mod config;
+mod create;
+mod error;
+mod exec;
+mod files;
+mod history;
+mod host;
+mod limits;
+mod logs;
+mod machines;
+mod manager;
+mod owner;
+mod pool;
+mod recovery;
+mod request;
+mod ring;
+mod runclock;
+mod sandbox;
+mod stages;
+mod sync;
+mod templates;
+
+pub use config::Config;
+pub use create::Created;
+pub use error::{
+    Chain,
+    CreateError, ExecError, FileError, InvalidRequest, LifecycleError, NotFound, StartError,
+    Unavailable,
+};
+pub use exec::{Collected, Execution, Output, Stdin};
+pub use files::{Download, Upload};
+pub use history::History;
+pub use limits::LifecycleChange;
+pub use logs::{LogLine, LogStream, Logs};
+pub use manager::Manager;
+pub use request::{Command, NewSandbox};
+pub use ring::Cursor;
+pub use sandbox::Sandbox;
+pub use stages::Stages;
+pub use templates::{BakeError, Template, Templates};

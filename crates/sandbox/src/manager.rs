@@ -1,0 +1,238 @@
+//! The server's sandboxes as a whole: registry, start and end.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pandastack_engine::Engine;
+use pandastack_store::{Retention, Store};
+use pandastack_types::{EndReason, SandboxId, SandboxView, Size, State};
+use time::OffsetDateTime;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::Config;
+use crate::admission::{Admission, Permit};
+use crate::error::{Chain, CreateError, NotFound, StartError};
+use crate::owner::Order;
+use crate::pool::{Pool, Workshop};
+use crate::recovery;
+use crate::sandbox::Sandbox;
+use crate::sync::lock;
+use crate::templates::Templates;
+
+/// How often old history is removed.
+const UPKEEP: Duration = Duration::from_secs(60);
+
+/// All sandboxes of a server.
+pub struct Manager {
+    pub(crate) core: Arc<Core>,
+}
+
+/// What the owners and the requesters share.
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) templates: Arc<dyn Templates>,
+    pub(crate) store: Store,
+    pub(crate) pool: Arc<Pool>,
+    /// Where machines live.
+    pub(crate) machines: PathBuf,
+    /// Turns to restore a machine.
+    pub(crate) boots: Semaphore,
+    /// Owners and their helpers; empty means that nothing is left.
+    pub(crate) tasks: TaskTracker,
+    admission: Arc<Admission>,
+    registry: Mutex<Registry>,
+    creating: Arc<AtomicUsize>,
+    closing: AtomicBool,
+    /// Keeps other servers out of the instance directory.
+    _lock: File,
+}
+
+#[derive(Default)]
+struct Registry {
+    sandboxes: HashMap<SandboxId, Arc<Sandbox>>,
+    /// Those that ended by themselves, oldest first. May name some that are gone.
+    ended: VecDeque<SandboxId>,
+}
+
+impl Manager {
+    /// Takes the instance directory, cleans up after a server that was killed, and starts the
+    /// background tasks. Must be called inside a tokio runtime.
+    pub fn start(
+        config: Config,
+        engine: Arc<dyn Engine>,
+        templates: Arc<dyn Templates>,
+        store: Store,
+    ) -> Result<Arc<Self>, StartError> {
+        let lock = recovery::take_instance(&config.instance_dir)?;
+        let machines = config.instance_dir.join("machines");
+        recovery::clean(&machines, &store)?;
+        let core = Arc::new(Core {
+            pool: Pool::new(config.pool_size, config.pool_idle),
+            boots: Semaphore::new(config.boots_at_once.max(1)),
+            admission: Arc::new(Admission::new(&config)),
+            registry: Mutex::default(),
+            creating: Arc::default(),
+            closing: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+            config,
+            engine,
+            templates,
+            store,
+            machines,
+            _lock: lock,
+        });
+        core.tasks.spawn(core.pool.clone().keep(core.workshop()));
+        tokio::spawn(upkeep(Arc::downgrade(&core)));
+        Ok(Arc::new(Self { core }))
+    }
+
+    /// The templates.
+    pub fn templates(&self) -> &dyn Templates {
+        &*self.core.templates
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.core.config
+    }
+
+    /// Every sandbox, oldest first.
+    pub fn list(&self) -> Vec<SandboxView> {
+        let mut views: Vec<SandboxView> =
+            self.core.all().iter().map(|sandbox| sandbox.view()).collect();
+        views.sort_by_key(|view| (view.created_at, view.id));
+        views
+    }
+
+    /// One sandbox. One that ended by itself is still found, for a while.
+    pub fn get(&self, id: SandboxId) -> Result<Arc<Sandbox>, NotFound> {
+        self.core.find(id).ok_or(NotFound(id))
+    }
+
+    /// Number of machines that are parked for the next creates.
+    pub fn parked(&self) -> usize {
+        self.core.pool.parked()
+    }
+
+    /// Parks machines of the default size of every template that has a bake. For the server's
+    /// start and after a template was built.
+    pub fn prime(&self) {
+        for view in self.core.templates.list() {
+            let Some(template) = self.core.templates.find(&view.name) else { continue };
+            if let Some(bake) = self.core.templates.baked(&template.name, template.size) {
+                self.core.pool.want(&bake, true);
+            }
+        }
+    }
+
+    /// Ends every sandbox and waits until nothing is left. Creates are refused from now on.
+    pub async fn shutdown(&self) {
+        let core = &self.core;
+        core.closing.store(true, Ordering::SeqCst);
+        core.pool.close().await;
+        let mut ending = tokio::task::JoinSet::new();
+        for sandbox in core.all() {
+            ending.spawn(async move { sandbox.order(Order::End(EndReason::ServerStopped)).await });
+        }
+        while ending.join_next().await.is_some() {}
+        core.tasks.close();
+        core.tasks.wait().await;
+        maintain(core).await;
+    }
+}
+
+impl Core {
+    pub(crate) fn find(&self, id: SandboxId) -> Option<Arc<Sandbox>> {
+        lock(&self.registry).sandboxes.get(&id).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<Sandbox>> {
+        lock(&self.registry).sandboxes.values().cloned().collect()
+    }
+
+    pub(crate) fn register(&self, sandbox: Arc<Sandbox>) {
+        lock(&self.registry).sandboxes.insert(sandbox.id(), sandbox);
+    }
+
+    /// The sandbox is gone for good.
+    pub(crate) fn forget(&self, id: SandboxId) {
+        lock(&self.registry).sandboxes.remove(&id);
+    }
+
+    /// The sandbox ended by itself. Forgets the oldest of those when there are too many.
+    pub(crate) fn note_ended(&self, id: SandboxId) {
+        let surplus: Vec<Arc<Sandbox>> = {
+            let mut registry = lock(&self.registry);
+            let Registry { sandboxes, ended } = &mut *registry;
+            ended.retain(|id| sandboxes.contains_key(id));
+            ended.push_back(id);
+            let surplus = ended.len().saturating_sub(self.config.ended_max);
+            ended.drain(..surplus).filter_map(|id| sandboxes.get(&id).cloned()).collect()
+        };
+        for sandbox in surplus {
+            self.tasks.spawn(async move { sandbox.delete().await });
+        }
+    }
+
+    /// Lets a create in, or says why not.
+    pub(crate) fn admit(&self, size: Size) -> Result<Permit, CreateError> {
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(CreateError::ShuttingDown);
+        }
+        // Those that are being created have a permit, and those that ended have no machine.
+        let counted = |sandbox: &&Arc<Sandbox>| {
+            matches!(sandbox.state(), State::Running | State::Paused | State::Stopping)
+        };
+        let registered = lock(&self.registry).sandboxes.values().filter(counted).count();
+        self.admission.admit(size, registered)
+    }
+
+    /// Marks a create as being on its way, for as long as the mark is held.
+    pub(crate) fn creating(&self) -> Creating {
+        self.creating.fetch_add(1, Ordering::SeqCst);
+        Creating(self.creating.clone())
+    }
+
+    fn workshop(&self) -> Workshop {
+        let creating = self.creating.clone();
+        Workshop {
+            engine: self.engine.clone(),
+            machines: self.machines.clone(),
+            admission: self.admission.clone(),
+            deadline: self.config.ready_deadline,
+            quiet: Box::new(move || creating.load(Ordering::SeqCst) == 0),
+        }
+    }
+}
+
+/// A create that is on its way.
+pub(crate) struct Creating(Arc<AtomicUsize>);
+
+impl Drop for Creating {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn upkeep(core: std::sync::Weak<Core>) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        let Some(core) = core.upgrade() else { return };
+        maintain(&core).await;
+    }
+}
+
+async fn maintain(core: &Core) {
+    let store = core.store.clone();
+    let now = OffsetDateTime::now_utc();
+    let done = tokio::task::spawn_blocking(move || store.maintain(Retention::default(), now));
+    if let Ok(Err(error)) = done.await {
+        tracing::warn!(error = %Chain(&error), "cannot tidy the records");
+    }
+}

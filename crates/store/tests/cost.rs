@@ -1,0 +1,43 @@
+//! What one journalled transition costs. Async code calls the store directly because of this
+//! number; the bound is loose, so that only a change of kind (an fsync per write) fails.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use pandastack_store::{SandboxRecord, Store, Transition};
+use pandastack_types::{SandboxId, Size, State};
+use time::OffsetDateTime;
+
+#[test]
+fn a_transition_costs_microseconds() {
+    const ROUNDS: u32 = 500;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("records.sqlite")).unwrap();
+    let at = OffsetDateTime::now_utc();
+    let record = SandboxRecord {
+        id: SandboxId::random(),
+        template: "base".parse().unwrap(),
+        size: Size { cpu: 1, memory_mb: 512 },
+        metadata: BTreeMap::new(),
+        ttl_seconds: 0,
+        persistent: false,
+        machine: "m".to_owned(),
+        state: State::Running,
+        reason: None,
+        created_at: at,
+        updated_at: at,
+        ended_at: None,
+    };
+    store.create(&record).unwrap();
+    let started = Instant::now();
+    for round in 0..ROUNDS {
+        let (from, to) = match round % 2 {
+            0 => (State::Running, State::Paused),
+            _ => (State::Paused, State::Running),
+        };
+        store.transition(&Transition { id: record.id, from, to, reason: None, at }).unwrap();
+    }
+    let each = started.elapsed() / ROUNDS;
+    println!("one transition: {each:?}");
+    assert!(each < Duration::from_millis(2), "{each:?}");
+}
