@@ -75,7 +75,8 @@ fn rustflags(workspace: &Path, target_dir: &Path) -> Result<String, Box<dyn Erro
         .ok_or("neither CARGO_HOME nor HOME is set")?;
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     // The last prefix that fits wins, so the innermost directory comes last.
-    for (from, to) in [(cargo_home.as_path(), "/cargo"), (workspace, "/pandastack"), (target_dir, "/target")]
+    for (from, to) in
+        [(cargo_home.as_path(), "/cargo"), (workspace, "/pandastack"), (target_dir, "/target")]
     {
         let from = from.to_str().ok_or("paths of the build must be UTF-8")?;
         flags.push(format!("--remap-path-prefix={from}={to}"));

@@ -135,7 +135,9 @@ mod tests {
         assert_eq!(*key.origin(), Origin::Environment);
         assert_eq!(ApiKey::explicit(None, Some(" ".to_owned())).unwrap(), None);
         assert_eq!(ApiKey::explicit(None, None).unwrap(), None);
-        for bad in ["short", &"e".repeat(23), &format!("{}é", "e".repeat(30)), "a b".repeat(20).as_str()] {
+        for bad in
+            ["short", &"e".repeat(23), &format!("{}é", "e".repeat(30)), "a b".repeat(20).as_str()]
+        {
             assert!(ApiKey::explicit(None, Some(bad.to_owned())).is_err(), "{bad:?}");
         }
         assert!(ApiKey::explicit(Some(&dir.path().join("none")), variable()).is_err());

@@ -17,6 +17,10 @@ pub fn start(options: &Global, default: &str) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_ansi(stderr().is_terminal())
         .with_writer(|| LogWriter);
-    if options.log_json { log.json().init() } else { log.init() }
+    if options.log_json {
+        log.json().init()
+    } else {
+        log.init()
+    }
     Ok(())
 }

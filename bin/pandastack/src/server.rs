@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use pandastack_api::Api;
+use pandastack_api::{Api, KeyRing};
 use pandastack_sandbox::{Config, Manager};
 use pandastack_store::Store;
 use tokio::net::TcpListener;
@@ -66,12 +66,12 @@ impl Server {
         private_dir(&options.instance_dir)?;
         let store = Store::open(&options.instance_dir.join("records.sqlite"))?;
         let templates = Arc::new(workshop.catalog.clone());
-        let manager =
-            Manager::start(config, workshop.engine.clone(), templates, store.clone())?;
-        let api = Api::new(manager.clone(), store);
-        api.allow(key.secret())?;
+        let keys = key_ring(&store, key)?;
+        let manager = Manager::start(config, workshop.engine.clone(), templates, store)?;
+        manager.prime();
+        let api = Api::new(manager.clone(), keys, pandastack_api::Options::default());
         let (stop, stopped) = oneshot::channel::<()>();
-        let answering = tokio::spawn(api.serve(listener, async {
+        let answering = tokio::spawn(pandastack_api::serve(listener, api, async {
             let _ = stopped.await;
         }));
         Ok(Self { manager, url: url(address), stop, answering })
@@ -97,6 +97,19 @@ impl Server {
             self.answering.abort();
         }
     }
+}
+
+/// Label of the key that a server is started with.
+const OWN_KEY: &str = "server";
+
+/// The kept keys, with `key` in place of the one that the server was started with before.
+fn key_ring(store: &Store, key: &ApiKey) -> anyhow::Result<KeyRing> {
+    let keys = KeyRing::new(store.clone());
+    for old in keys.list()?.iter().filter(|old| old.label == OWN_KEY) {
+        keys.revoke(&old.prefix)?;
+    }
+    keys.add(key.secret(), OWN_KEY)?;
+    Ok(keys)
 }
 
 /// The URL for clients of this host: a wildcard address is reached over loopback.

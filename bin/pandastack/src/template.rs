@@ -123,8 +123,7 @@ async fn build(args: BuildArgs, context: Context) -> anyhow::Result<Status> {
         args.names
     };
     // All names are checked before the first build, which takes minutes.
-    let recipes =
-        names.iter().map(|name| workshop.recipe(name)).collect::<Result<Vec<_>, _>>()?;
+    let recipes = names.iter().map(|name| workshop.recipe(name)).collect::<Result<Vec<_>, _>>()?;
     let progress = Arc::new(BuildProgress::new());
     for recipe in recipes {
         let start = Instant::now();

@@ -117,5 +117,10 @@ def functions(
             yield (where,), theirs["function"], mine["function"]
         for member, signature in theirs.get("class", {}).get("members", {}).items():
             our = mine["class"]["members"][member]
-            if isinstance(signature, list) and isinstance(our, list):
+            if isinstance(signature, list) and isinstance(our, list) and not builtin(signature):
                 yield (where, member), signature, our
+
+
+def builtin(signature: List[Any]) -> bool:
+    """Whether a method is one of Python's own, which takes anything."""
+    return any(parameter["kind"] == "POSITIONAL_ONLY" for parameter in signature)

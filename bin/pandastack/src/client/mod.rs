@@ -136,8 +136,7 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<HttpConnection, ClientError> {
-        let unreachable =
-            |source| ClientError::NoServer { url: self.url().to_owned(), source };
+        let unreachable = |source| ClientError::NoServer { url: self.url().to_owned(), source };
         let (host, port) = self.base.address();
         let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect((host, port)))
             .await

@@ -122,7 +122,9 @@ fn cgroup(facts: &Facts) -> Check {
             "none that we may use: machines are bounded by rlimits only",
             "run as root, or have the memory and pids controllers delegated to this user",
         ),
-        kind => Check::ok("cgroup", format!("{kind}: memory and processes of machines are bounded")),
+        kind => {
+            Check::ok("cgroup", format!("{kind}: memory and processes of machines are bounded"))
+        }
     }
 }
 
@@ -149,7 +151,11 @@ fn templates(facts: &Facts) -> Check {
     let all = match &facts.templates {
         Ok(all) => all,
         Err(why) => {
-            return Check::note("templates", format!("unknown: {why}"), "fix what is missing above");
+            return Check::note(
+                "templates",
+                format!("unknown: {why}"),
+                "fix what is missing above",
+            );
         }
     };
     let part = |wanted: bool| -> Vec<&str> {

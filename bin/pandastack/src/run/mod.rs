@@ -106,9 +106,8 @@ pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     let host = signals.unless_interrupted(Host::find(&args)).await?;
     let host_ready = start.elapsed();
     let mut sandbox = None;
-    let done = signals
-        .unless_interrupted(run_in_sandbox(&host, &args, context, &mut sandbox))
-        .await;
+    let done =
+        signals.unless_interrupted(run_in_sandbox(&host, &args, context, &mut sandbox)).await;
     let deleting = Instant::now();
     let deleted = signals.cleaning_up(host.close(sandbox)).await;
     let done = done?;

@@ -164,11 +164,7 @@ pub async fn act(client: &Client, id: &str, verb: &str) -> anyhow::Result<Status
     Ok(Status::SUCCESS)
 }
 
-pub async fn set_ttl(
-    client: &Client,
-    args: &TtlArgs,
-    context: Context,
-) -> anyhow::Result<Status> {
+pub async fn set_ttl(client: &Client, args: &TtlArgs, context: Context) -> anyhow::Result<Status> {
     let id = resolve(client, &args.id).await?;
     let change = serde_json::json!({"ttl_seconds": args.seconds});
     let path = format!("/v1/sandboxes/{id}/lifecycle");

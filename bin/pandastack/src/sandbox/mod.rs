@@ -101,10 +101,7 @@ async fn resolve(client: &Client, text: &str) -> anyhow::Result<SandboxId> {
     only_match(text, all.iter().map(|view| view.id))
 }
 
-fn only_match(
-    text: &str,
-    ids: impl Iterator<Item = SandboxId>,
-) -> anyhow::Result<SandboxId> {
+fn only_match(text: &str, ids: impl Iterator<Item = SandboxId>) -> anyhow::Result<SandboxId> {
     let prefix = text.to_ascii_lowercase();
     let fitting: Vec<_> = ids.filter(|id| id.to_string().starts_with(&prefix)).collect();
     match fitting.as_slice() {
@@ -126,7 +123,10 @@ mod tests {
     fn a_prefix_must_mean_one_sandbox() {
         let ids = ["1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed", "1b9e0000-bbfd-4b2d-9b5d-ab8dfbbd4bed"];
         let ids = || ids.iter().map(|id| id.parse::<SandboxId>().unwrap());
-        assert_eq!(only_match("1B9D", ids()).unwrap().to_string(), ids().next().unwrap().to_string());
+        assert_eq!(
+            only_match("1B9D", ids()).unwrap().to_string(),
+            ids().next().unwrap().to_string()
+        );
         assert!(only_match("1b9", ids()).unwrap_err().to_string().contains("could be any of"));
         for bad in ["2", "", "*"] {
             assert!(only_match(bad, ids()).is_err(), "{bad:?}");

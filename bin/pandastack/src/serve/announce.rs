@@ -69,9 +69,16 @@ impl Announcement {
         if context.json {
             return output::json(self);
         }
-        output::line(&format!("PandaStack {} answers at {}", env!("CARGO_PKG_VERSION"), self.api_url))?;
+        output::line(&format!(
+            "PandaStack {} answers at {}",
+            env!("CARGO_PKG_VERSION"),
+            self.api_url
+        ))?;
         for (name, value) in [
-            ("engine", format!("{} ({}): {}", self.engine, self.engine_version, self.engine_reason)),
+            (
+                "engine",
+                format!("{} ({}): {}", self.engine, self.engine_version, self.engine_reason),
+            ),
             ("isolation", format!("{}: {}", self.isolation.as_str(), meaning(self.isolation))),
             ("jail", self.jail.clone()),
             ("pool", format!("{} machines ready per template", self.pool)),

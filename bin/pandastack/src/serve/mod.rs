@@ -126,8 +126,8 @@ fn check_reach(listen: SocketAddr, explicit: Option<&ApiKey>) -> anyhow::Result<
 
 /// Writes the configuration of this user's clients. They can do without, so a failure is a note.
 fn lead_clients_here(url: &str, key: &ApiKey) {
-    let written = dirs::client_config()
-        .and_then(|path| Ok((config::write(&path, url, key.secret())?, path)));
+    let written =
+        dirs::client_config().and_then(|path| Ok((config::write(&path, url, key.secret())?, path)));
     match written {
         Ok((config::Written::Yes, path)) => {
             tracing::info!(path = %path.display(), "clients of this user find this server");

@@ -55,7 +55,8 @@ async fn destination(guest: &Guest<'_>, source: &Path, target: &str) -> anyhow::
     if !is_directory {
         return Ok(target.to_owned());
     }
-    let source = source.canonicalize().with_context(|| format!("cannot read {}", source.display()))?;
+    let source =
+        source.canonicalize().with_context(|| format!("cannot read {}", source.display()))?;
     let name = source.file_name().context("the root directory has no name to copy it under")?;
     let name = name.to_str().with_context(|| format!("the name {name:?} is not UTF-8"))?;
     Ok(join(target, name))
@@ -79,7 +80,8 @@ async fn upload_tree(
         }
         for entry in entries {
             let path: PathBuf = entry.path();
-            let kind = entry.file_type().with_context(|| format!("cannot read {}", path.display()))?;
+            let kind =
+                entry.file_type().with_context(|| format!("cannot read {}", path.display()))?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else {
                 transfer.leave_out(path.display(), "its name is not UTF-8");

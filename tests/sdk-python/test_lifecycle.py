@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long sandboxes live, and that they stand still when told to."""
+
+import time
+
+import pytest
+from conftest import eventually, is_gone, kill
+from pandastack import BadRequestError, Sandbox
+
+# Counts ten times a second for as long as its machine runs.
+COUNTER = (
+    "setsid sh -c 'n=0; while :; do n=$((n + 1)); echo $n > /tmp/count; sleep 0.1; done' "
+    "</dev/null >/dev/null 2>&1 &"
+)
+
+
+def test_the_time_to_live_is_shown_and_can_be_changed(create):
+    sandbox = create(ttl_seconds=300)
+    lifecycle = sandbox.lifecycle()
+    assert lifecycle["ttl_seconds"] == 300
+    assert lifecycle["persistent"] is False
+    assert lifecycle["idle_seconds"] >= 0
+    assert sandbox.set_ttl(500)["ttl_seconds"] == 500
+    assert sandbox.set_ttl(0)["ttl_seconds"] == 0
+    assert sandbox.lifecycle()["ttl_seconds"] == 0
+    with pytest.raises(BadRequestError):
+        sandbox.set_ttl(-1)
+
+
+def test_the_time_to_live_is_kept_to(create, client):
+    begin = time.monotonic()
+    sandbox = create(ttl_seconds=2)
+    assert not is_gone(client, sandbox.id)
+    eventually(lambda: is_gone(client, sandbox.id))
+    assert time.monotonic() - begin >= 2
+
+
+def test_a_new_time_to_live_counts_from_now(create, client):
+    sandbox = create()
+    begin = time.monotonic()
+    sandbox.set_ttl(1)
+    eventually(lambda: is_gone(client, sandbox.id))
+    assert time.monotonic() - begin >= 1
+
+
+def test_a_persistent_one_outlives_its_block(client):
+    with Sandbox.create(template="base", persistent=True) as sandbox:
+        pass
+    try:
+        with Sandbox.get(sandbox.id) as again:
+            assert again.persistent is True
+            assert again.lifecycle()["persistent"] is True
+        assert not is_gone(client, sandbox.id)
+        assert again.set_persistent(False)["persistent"] is False
+        with Sandbox.get(sandbox.id):
+            pass
+        assert is_gone(client, sandbox.id)
+    finally:
+        kill(sandbox)
+
+
+def count(sandbox):
+    return int(sandbox.exec("cat /tmp/count").stdout.strip() or 0)
+
+
+def test_a_paused_one_stands_still(create, client):
+    sandbox = create()
+    sandbox.exec(COUNTER)
+    eventually(lambda: sandbox.filesystem.exists("/tmp/count") and count(sandbox) > 3)
+    before = count(sandbox)
+    sandbox.pause()
+    assert client.sandboxes.get(sandbox.id).status == "paused"
+    with pytest.raises(BadRequestError):
+        sandbox.exec("true")
+    time.sleep(4)  # not to wait for anything: this is the time in which nothing may happen
+    sandbox.resume()
+    after = count(sandbox)
+    assert client.sandboxes.get(sandbox.id).status == "running"
+    # Forty, had it gone on. Some, because it does run before the pause and after the resume.
+    assert before <= after < before + 25
+    eventually(lambda: count(sandbox) > after)
+    assert abs(int(sandbox.exec("date +%s").stdout) - time.time()) < 5
+
+
+def test_pausing_and_resuming_twice(create):
+    sandbox = create()
+    sandbox.pause()
+    sandbox.pause()
+    sandbox.resume()
+    sandbox.resume()
+    assert sandbox.exec("echo alive").stdout == "alive\n"
+
+
+def test_a_paused_one_can_be_killed(create, client):
+    sandbox = create()
+    sandbox.pause()
+    sandbox.kill()
+    assert is_gone(client, sandbox.id)
+
+
+def test_one_that_switches_itself_off_says_so(create, client):
+    sandbox = create()
+    sandbox.exec_stream_quietly = None
+    try:
+        sandbox.exec("kill -9 1; poweroff -f || echo o > /proc/sysrq-trigger", timeout_seconds=5)
+    except Exception:
+        pass
