@@ -140,7 +140,8 @@ impl Fields {
     /// An object whose members are all strings.
     pub(crate) fn texts(&self, name: &str) -> Result<BTreeMap<String, String>, ApiError> {
         let texts = self.typed(name, "an object with string values", |value| {
-            let pair = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.into()));
+            let pair =
+                |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.into()));
             value.as_object()?.iter().map(pair).collect::<Option<BTreeMap<_, _>>>()
         })?;
         Ok(texts.unwrap_or_default())

@@ -108,9 +108,7 @@ impl From<CreateError> for ApiError {
             | CreateError::Journal(_)
             | CreateError::Machine(_)
             | CreateError::Directory(_)
-            | CreateError::NotReady(_) => {
-                Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error)
-            }
+            | CreateError::NotReady(_) => Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error),
         }
     }
 }

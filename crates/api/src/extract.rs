@@ -55,7 +55,9 @@ pub(crate) struct Query(BTreeMap<String, String>);
 impl Query {
     pub(crate) fn of(uri: &Uri) -> Result<Self, ApiError> {
         let query = axum::extract::Query::<BTreeMap<String, String>>::try_from_uri(uri);
-        query.map(|members| Self(members.0)).map_err(|error| ApiError::bad_request(error.body_text()))
+        query
+            .map(|members| Self(members.0))
+            .map_err(|error| ApiError::bad_request(error.body_text()))
     }
 
     pub(crate) fn text(&self, name: &str) -> Option<&str> {

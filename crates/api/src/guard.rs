@@ -134,7 +134,8 @@ mod tests {
         }
         assert!(!asked(&[], None));
         assert!(!asked(&["localhost", "evil.example"], None));
-        for origin in ["null", "https://evil.example", "http://localhost.evil.example", "localhost"] {
+        for origin in ["null", "https://evil.example", "http://localhost.evil.example", "localhost"]
+        {
             assert!(!asked(&["localhost"], Some(origin)), "{origin}");
         }
     }

@@ -76,6 +76,8 @@ pub(crate) struct Plan {
     pub orders: RawFd,
     /// Write end for READY or a failure.
     pub status: RawFd,
+    /// The supervisor's ends of the two pipes, of which the child has copies.
+    pub foreign: [RawFd; 2],
     /// Resource limits, in order.
     pub limits: Vec<(c_int, rlimit)>,
     /// The seccomp filter.
@@ -108,6 +110,11 @@ pub(crate) fn enter(plan: &Plan) -> ! {
 }
 
 fn set_up(plan: &Plan) -> Outcome {
+    for fd in plan.foreign {
+        // A pipe whose write end we hold ourselves would never read as ended.
+        // SAFETY: closing a number is safe; both are copies that nobody uses here.
+        unsafe { libc::close(fd) };
+    }
     wait_for_order(plan.orders)?;
     let (status, orders) = place_descriptors(plan)?;
     enter_root(&plan.root)?;
@@ -222,6 +229,8 @@ fn mount_proc() -> Outcome {
 /// Leaves no capability in any set, no way to regain one, and an id that owns nothing.
 fn drop_privileges(drop_groups: bool) -> Outcome {
     let step = Step::Privileges;
+    // Raw calls where ids change: the C library's versions signal every thread it believes to have
+    // and wait for them, for ever in a copy of a process whose other threads do not exist.
     // SAFETY: prctl and set*id take plain integers; setgroups reads no list of length 0.
     unsafe {
         // CAP_LAST_CAP is below 64; numbers that the kernel does not know fail with EINVAL.
@@ -231,9 +240,8 @@ fn drop_privileges(drop_groups: bool) -> Outcome {
         let no_root = libc::SECBIT_NOROOT | libc::SECBIT_NOROOT_LOCKED;
         check(step, libc::prctl(libc::PR_SET_SECUREBITS, no_root as c_ulong, 0, 0, 0))?;
         if drop_groups {
-            check(step, libc::setgroups(0, std::ptr::null()))?;
+            check(step, libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) as c_int)?;
         }
-        // Raw calls: the C library's versions signal every thread it believes to have.
         check(step, raw3(libc::SYS_setresgid, INNER_ID))?;
         // Leaving id 0 clears the effective, permitted and ambient sets: capabilities(7).
         check(step, raw3(libc::SYS_setresuid, INNER_ID))?;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 
 use libc::{c_int, rlimit};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use crate::child::{INNER_ID, Plan, READY, Step, enter};
@@ -158,6 +159,7 @@ fn spawn_here(program: Program) -> Result<Child, SpawnError> {
         sources: lifted.iter().map(AsRawFd::as_raw_fd).collect(),
         orders: orders_read.as_raw_fd(),
         status: status_write.as_raw_fd(),
+        foreign: [orders.as_raw_fd(), status.as_raw_fd()],
         limits: program.rlimits.list(),
         filter: program.filter.program().to_vec(),
         drop_groups: outer.privileged,
@@ -171,6 +173,9 @@ fn spawn_here(program: Program) -> Result<Child, SpawnError> {
     }
     supervised.map(|()| child)
 }
+
+/// Time for each half of a child's set-up, which takes a millisecond on an idle host.
+const DEADLINE_SECONDS: i64 = 20;
 
 /// Makes the child in its own namespaces.
 fn clone_into_jail(plan: &Plan) -> io::Result<Child> {
@@ -216,15 +221,25 @@ fn supervise(
     let (mut orders, mut status) = (fs::File::from(orders), fs::File::from(status));
     let mut word = [0u8; 2];
     orders.write_all(b"m").map_err(|_| SpawnError::Vanished)?;
-    match status.read(&mut word) {
+    match read_soon(&mut status, &mut word) {
         Ok(1) if word[0] == READY => {}
         other => return Err(child_failure(other, word)),
     }
     orders.write_all(b"g").map_err(|_| SpawnError::Vanished)?;
     // The status pipe closes when the program is executed; a failure comes first.
-    match status.read(&mut word) {
+    match read_soon(&mut status, &mut word) {
         Ok(0) => Ok(()),
         other => Err(child_failure(other, word)),
+    }
+}
+
+/// Reads a word of the child, or fails when it says nothing for too long.
+fn read_soon(status: &mut fs::File, word: &mut [u8]) -> io::Result<usize> {
+    let mut ready = [PollFd::new(status, PollFlags::IN)];
+    let deadline = Timespec { tv_sec: DEADLINE_SECONDS, tv_nsec: 0 };
+    match rustix::event::poll(&mut ready, Some(&deadline))? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => status.read(word),
     }
 }
 

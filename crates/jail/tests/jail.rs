@@ -125,3 +125,34 @@ fn a_failed_start_says_where_and_leaves_nothing() {
     let children = fs::read_to_string("/proc/self/task/self/children").unwrap_or_default();
     assert_eq!(children.trim(), "");
 }
+
+/// A process with many threads is copied in the middle of whatever they do: nothing in the child
+/// may wait for a thread that it does not have.
+#[test]
+fn a_busy_program_with_many_threads_can_start_many() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let (_dir, root) = prison();
+    let stop = Arc::new(AtomicBool::new(false));
+    let busy: Vec<_> = (0..8)
+        .map(|_| {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // Threads that come and go, and the allocator.
+                    std::thread::spawn(|| std::hint::black_box(vec![0u8; 1 << 16])).join().unwrap();
+                }
+            })
+        })
+        .collect();
+    for _ in 0..60 {
+        let (child, said, _hold) = interview(|fds| program(&root, "/prisoner", fds));
+        assert_eq!(said["pid"], "1");
+        child.kill();
+        child.reap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    for thread in busy {
+        thread.join().unwrap();
+    }
+}

@@ -123,10 +123,7 @@ mod tests {
     #[test]
     fn the_limits_are_inclusive() {
         assert!(decide(ROOMY).is_ok());
-        assert!(matches!(
-            decide(Question { sandboxes: 4, ..ROOMY }),
-            Err(CreateError::Full(4))
-        ));
+        assert!(matches!(decide(Question { sandboxes: 4, ..ROOMY }), Err(CreateError::Full(4))));
         assert!(matches!(
             decide(Question { free_mb: Some(99), ..ROOMY }),
             Err(CreateError::Memory { needed_mb: 100, free_mb: 99 })

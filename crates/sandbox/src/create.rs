@@ -153,8 +153,6 @@ impl Owner {
                 return self.end(None, EndReason::Deleted, Some(message)).await;
             }
         };
-        // From here on its memory shows in the host's own numbers.
-        drop(permit);
         let housed = match booted {
             Ok(housed) => housed,
             Err(error) => return self.give_up(None, error, answer).await,
@@ -166,6 +164,8 @@ impl Owner {
             };
             return self.give_up(Some(housed), error, answer).await;
         }
+        // From here on it counts by itself, and its memory shows in the host's own numbers.
+        drop(permit);
         stages.mark("commit");
         *lock(&sandbox.boot) = stages.total();
         sandbox.history.push("sandbox.stages", stages.to_json());
@@ -243,9 +243,12 @@ struct Abandoned {
 impl Drop for Abandoned {
     fn drop(&mut self) {
         let Some(sandbox) = self.id.and_then(|id| self.core.find(id)) else { return };
-        self.core.tasks.spawn(async move {
+        // Without a runtime the owners are gone as well.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let ordering = async move {
             let end = Message { order: Order::End(EndReason::Deleted), done: None };
             let _ = sandbox.mailbox.send(end).await;
-        });
+        };
+        self.core.tasks.spawn_on(ordering, &runtime);
     }
 }

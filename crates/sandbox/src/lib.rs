@@ -47,8 +47,7 @@ mod templates;
 pub use config::Config;
 pub use create::Created;
 pub use error::{
-    Chain,
-    CreateError, ExecError, FileError, InvalidRequest, LifecycleError, NotFound, StartError,
+    Chain, CreateError, ExecError, FileError, InvalidRequest, LifecycleError, NotFound, StartError,
     Unavailable,
 };
 pub use exec::{Collected, Execution, Output, Stdin};
@@ -57,6 +56,7 @@ pub use history::History;
 pub use limits::LifecycleChange;
 pub use logs::{LogLine, LogStream, Logs};
 pub use manager::Manager;
+pub use pool::Parking;
 pub use request::{Command, NewSandbox};
 pub use ring::Cursor;
 pub use sandbox::Sandbox;

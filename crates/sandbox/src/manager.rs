@@ -18,7 +18,7 @@ use crate::Config;
 use crate::admission::{Admission, Permit};
 use crate::error::{Chain, CreateError, NotFound, StartError};
 use crate::owner::Order;
-use crate::pool::{Pool, Workshop};
+use crate::pool::{Parking, Pool, Workshop};
 use crate::recovery;
 use crate::sandbox::Sandbox;
 use crate::sync::lock;
@@ -115,9 +115,9 @@ impl Manager {
         self.core.find(id).ok_or(NotFound(id))
     }
 
-    /// Number of machines that are parked for the next creates.
-    pub fn parked(&self) -> usize {
-        self.core.pool.parked()
+    /// Machines that are parked for the next creates.
+    pub fn parking(&self) -> Parking {
+        self.core.pool.parking()
     }
 
     /// Parks machines of the default size of every template that has a bake. For the server's

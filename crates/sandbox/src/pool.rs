@@ -38,6 +38,15 @@ pub(crate) struct Pool {
     closed: CancellationToken,
 }
 
+/// How full a pool is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parking {
+    /// Machines that are parked.
+    pub parked: usize,
+    /// Machines that a full pool has.
+    pub wanted: usize,
+}
+
 /// The parked machines of one bake.
 struct Shelf {
     bake: Arc<Bake>,
@@ -123,9 +132,13 @@ impl Pool {
         Some(housed)
     }
 
-    /// Number of parked machines.
-    pub(crate) fn parked(&self) -> usize {
-        lock(&self.shelves).values().map(|shelf| shelf.ready.len()).sum()
+    /// How full the pool is.
+    pub(crate) fn parking(&self) -> Parking {
+        let shelves = lock(&self.shelves);
+        Parking {
+            parked: shelves.values().map(|shelf| shelf.ready.len()).sum(),
+            wanted: shelves.len() * self.size,
+        }
     }
 
     /// Kills what is parked and parks nothing any more.

@@ -45,11 +45,7 @@ pub(crate) fn clean(machines: &Path, store: &Store) -> Result<(), StartError> {
         .map_err(|source| StartError::Directory { path: machines.to_owned(), source })
 }
 
-fn step(
-    id: &pandastack_types::SandboxId,
-    from: State,
-    reason: Option<EndReason>,
-) -> Transition {
+fn step(id: &pandastack_types::SandboxId, from: State, reason: Option<EndReason>) -> Transition {
     Transition { id: *id, from, to: State::Deleted, reason, at: OffsetDateTime::now_utc() }
 }
 

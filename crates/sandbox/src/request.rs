@@ -138,7 +138,9 @@ impl TryFrom<ExecRequest> for Command {
         check_size(&spec)?;
         Ok(Self {
             spec,
-            input: request.stdin.map_or(Ok(Input::None), |text| check_stdin(text).map(Input::Text))?,
+            input: request
+                .stdin
+                .map_or(Ok(Input::None), |text| check_stdin(text).map(Input::Text))?,
             timeout: request.timeout_seconds.map(check_timeout).transpose()?,
         })
     }

@@ -78,7 +78,7 @@ async fn parked_machines_serve_one_tenant_each() {
     world.manager.prime();
     let mut seen = HashSet::new();
     for _ in 0..6 {
-        eventually("machines are parked", || world.manager.parked() > 0).await;
+        eventually("machines are parked", || world.manager.parking().parked > 0).await;
         let created = world.manager.create(base()).await.unwrap();
         assert_eq!(created.view.boot_mode, "pool");
         let who = who(&world, created.view.id).await;
@@ -88,7 +88,7 @@ async fn parked_machines_serve_one_tenant_each() {
         world.manager.get(created.view.id).unwrap().delete().await.unwrap();
         assert!(world.engine.machine(name).is_none(), "it does not come back");
     }
-    eventually("the pool is full", || world.manager.parked() == 2).await;
+    eventually("the pool is full", || world.manager.parking().parked == 2).await;
     assert_eq!(world.engine.alive().len(), 2, "not more than that");
 }
 
@@ -96,12 +96,12 @@ async fn parked_machines_serve_one_tenant_each() {
 async fn a_parked_machine_that_dies_is_replaced() {
     let world = World::with(|config| config.pool_size = 1);
     world.manager.prime();
-    eventually("one is parked", || world.manager.parked() == 1).await;
+    eventually("one is parked", || world.manager.parking().parked == 1).await;
     let parked = world.engine.alive().pop().unwrap();
     parked.end(Exit::Died);
-    eventually("it is noticed", || world.manager.parked() == 0).await;
+    eventually("it is noticed", || world.manager.parking().parked == 0).await;
     // After a pause, so that machines that always die do not keep the host busy.
-    eventually("another is parked", || world.manager.parked() == 1).await;
+    eventually("another is parked", || world.manager.parking().parked == 1).await;
     assert_eq!(world.machine_dirs(), 1);
     world.manager.shutdown().await;
 }

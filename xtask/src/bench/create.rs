@@ -3,7 +3,6 @@
 //! Every figure counts from the moment the create request is sent. `echo` and `python` are
 //! measured in sandboxes of their own, so that neither profits from the other.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -79,31 +78,32 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn run(&self) -> Result<(Samples, Samples)> {
         // The first create of a server loads the template's memory; it is not what is measured.
+        self.wait_for_pool()?;
         self.sample(FIRST[0], &mut Samples::default(), &mut Samples::default())?;
         let (mut samples, mut stages) = (Samples::default(), Samples::default());
         for first in FIRST {
-            let left = AtomicUsize::new(self.plan.n);
-            let parts = thread::scope(|scope| {
-                let workers: Vec<_> =
-                    (0..self.clients).map(|_| scope.spawn(|| self.work(first, &left))).collect();
-                workers.into_iter().map(|w| w.join().expect("a worker")).collect::<Vec<_>>()
-            });
-            for part in parts {
-                let (part, part_stages) = part?;
-                samples.merge(part);
-                stages.merge(part_stages);
+            // All clients of a round start together; with a pool, each finds a parked machine.
+            for _ in 0..self.plan.n.div_ceil(self.clients) {
+                self.wait_for_pool()?;
+                let round = thread::scope(|scope| {
+                    let workers: Vec<_> = (0..self.clients)
+                        .map(|_| {
+                            scope.spawn(|| {
+                                let (mut own, mut own_stages) = Default::default();
+                                self.sample(first, &mut own, &mut own_stages)?;
+                                Ok::<(Samples, Samples), anyhow::Error>((own, own_stages))
+                            })
+                        })
+                        .collect();
+                    workers.into_iter().map(|w| w.join().expect("a worker")).collect::<Vec<_>>()
+                });
+                for outcome in round {
+                    let (own, own_stages) = outcome?;
+                    samples.merge(own);
+                    stages.merge(own_stages);
+                }
             }
             eprintln!("{} c={} {}: done", self.mode, self.clients, first.0);
-        }
-        Ok((samples, stages))
-    }
-
-    /// Takes samples until none are left.
-    fn work(&self, first: (&str, &str, &str), left: &AtomicUsize) -> Result<(Samples, Samples)> {
-        let (mut samples, mut stages) = (Samples::default(), Samples::default());
-        let take = |n: usize| n.checked_sub(1);
-        while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
-            self.sample(first, &mut samples, &mut stages)?;
         }
         Ok((samples, stages))
     }
@@ -115,7 +115,6 @@ impl Bench<'_> {
         samples: &mut Samples,
         stages: &mut Samples,
     ) -> Result<()> {
-        self.wait_for_pool()?;
         let begin = Instant::now();
         let sandbox = self.client.create(&json!({ "template": self.plan.template }))?;
         samples.add("create → agent ready", ms(begin));
@@ -134,17 +133,14 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// With a pool, every sample finds as many parked machines as there are clients.
+    /// With a pool, a sample is taken once all of it is parked again: how fast it fills is another
+    /// question. Several clients then find a machine each.
     fn wait_for_pool(&self) -> Result<()> {
-        let enough = (self.clients as u64).min(u64::from(self.pool));
         let full = || {
             let stats = self.client.get("/v1/stats").map(|a| a.json()).unwrap_or_default();
-            stats["parked"].as_u64().unwrap_or(0) >= enough
+            stats["parked"].as_u64() == stats["parked_wanted"].as_u64()
         };
-        ensure!(
-            self.pool == 0 || wait_until(Duration::from_secs(120), full),
-            "the pool stays empty"
-        );
+        ensure!(wait_until(Duration::from_secs(120), full), "the pool stays empty");
         Ok(())
     }
 }

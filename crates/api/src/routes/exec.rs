@@ -119,7 +119,8 @@ fn last(
 
 /// The object of a command whose time limit passed after the status was sent.
 fn late(output: ExecOutput, text: &str) -> serde_json::Value {
-    let separator = if output.stderr.is_empty() || output.stderr.ends_with('\n') { "" } else { "\n" };
+    let separator =
+        if output.stderr.is_empty() || output.stderr.ends_with('\n') { "" } else { "\n" };
     json!({
         "stdout": output.stdout,
         "stderr": format!("{}{separator}{text}\n", output.stderr),

@@ -1,7 +1,10 @@
 //! About the server itself.
 
 use axum::Json;
+use axum::extract::State;
 use serde_json::{Value, json};
+
+use crate::Api;
 
 pub(crate) async fn healthz() -> Json<Value> {
     Json(json!({ "status": "ok" }))
@@ -9,6 +12,16 @@ pub(crate) async fn healthz() -> Json<Value> {
 
 pub(crate) async fn version() -> Json<Value> {
     Json(json!({ "service": "pandastack-api", "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// How busy the server is.
+pub(crate) async fn stats(State(api): State<Api>) -> Json<Value> {
+    let parking = api.manager.parking();
+    Json(json!({
+        "sandboxes": api.manager.list().len(),
+        "parked": parking.parked,
+        "parked_wanted": parking.wanted,
+    }))
 }
 
 /// One user: whoever holds a key.

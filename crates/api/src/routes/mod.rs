@@ -43,6 +43,7 @@ pub(crate) fn router(api: Api, guard: Guard) -> Router {
         .route("/version", get(meta::version))
         .route("/v1/version", get(meta::version))
         .route("/v1/me", get(meta::me))
+        .route("/v1/stats", get(meta::stats))
         .route("/v1/templates", get(templates::list))
         .route("/v1/templates/{name}", get(templates::get))
         .route("/v1/sandboxes", post(sandboxes::create).get(sandboxes::list))

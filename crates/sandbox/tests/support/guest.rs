@@ -70,8 +70,12 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>) {
                     let sealed: Sealed = parse(frame.payload, "request").unwrap();
                     let (sender, input) = mpsc::unbounded_channel();
                     streams.insert(frame.stream, sender);
-                    let stream =
-                        Stream { id: frame.stream, out: out.clone(), input, send: SendWindow::default() };
+                    let stream = Stream {
+                        id: frame.stream,
+                        out: out.clone(),
+                        input,
+                        send: SendWindow::default(),
+                    };
                     tokio::spawn(stream.answer(sealed.request, shared.clone(), files.clone()));
                     return;
                 }
@@ -174,7 +178,9 @@ impl Stream {
                     left -= len;
                 }
             }
-            "refuse" => return Err(Failure { code: ErrorCode::NotFound, message: "no user".into() }),
+            "refuse" => {
+                return Err(Failure { code: ErrorCode::NotFound, message: "no user".into() });
+            }
             "die" => shared.end(Exit::Died),
             "poweroff" => shared.end(Exit::GuestShutdown),
             "panic" => shared.end(Exit::GuestPanic),

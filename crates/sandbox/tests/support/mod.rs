@@ -269,8 +269,7 @@ impl World {
         change(&mut config);
         let engine = FakeEngine::new();
         let templates = Arc::new(FakeTemplates::default());
-        let manager =
-            Manager::start(config, engine.clone(), templates, store.clone()).unwrap();
+        let manager = Manager::start(config, engine.clone(), templates, store.clone()).unwrap();
         Self { dir, engine, manager, store }
     }
 
