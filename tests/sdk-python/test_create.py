@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import is_gone, kill
 from pandastack import BadRequestError, Client, Sandbox
+
+from conftest import is_gone, kill
 
 SAMPLE = """\
 from pandastack import Sandbox

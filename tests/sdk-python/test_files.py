@@ -83,7 +83,9 @@ def test_listing_and_stat(sandbox):
         assert abs(info.mtime - time.time()) < 60
         assert info.mode
     assert sandbox.filesystem.stat("/tmp/list").is_dir
-    walked = [(path, len(dirs), len(files)) for path, dirs, files in sandbox.filesystem.walk("/tmp/list")]
+    walked = [
+        (path, len(dirs), len(files)) for path, dirs, files in sandbox.filesystem.walk("/tmp/list")
+    ]
     assert sorted(walked) == [
         ("/tmp/list", 2, 1),
         ("/tmp/list/below", 0, 1),

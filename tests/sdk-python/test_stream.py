@@ -5,6 +5,7 @@ import time
 
 import pytest
 from pandastack import NotFoundError, SandboxTimeout
+
 from test_exec import AWKWARD
 
 

@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use pandastack_api::{Api, KeyRing};
@@ -16,9 +15,6 @@ use tokio::task::JoinHandle;
 
 use crate::api_key::ApiKey;
 use crate::workshop::Workshop;
-
-/// How long answers under way may take once every sandbox has ended.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What an operator may choose.
 #[derive(Clone, Debug)]
@@ -66,8 +62,10 @@ impl Server {
         private_dir(&options.instance_dir)?;
         let store = Store::open(&options.instance_dir.join("records.sqlite"))?;
         let templates = Arc::new(workshop.catalog.clone());
-        let keys = key_ring(&store, key)?;
-        let manager = Manager::start(config, workshop.engine.clone(), templates, store)?;
+        let manager = Manager::start(config, workshop.engine.clone(), templates, store.clone())?;
+        // After the manager has taken the directory: the keys of a server that runs in it are
+        // not ours to replace.
+        let keys = key_ring(store, key)?;
         manager.prime();
         let api = Api::new(manager.clone(), keys, pandastack_api::Options::default());
         let (stop, stopped) = oneshot::channel::<()>();
@@ -89,12 +87,15 @@ impl Server {
 
     /// Ends every sandbox, then answers what is still under way, and returns when nothing is
     /// left.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.manager.shutdown().await;
-        // Streams of sandboxes have ended by now; only slow readers are left.
+        // Streams of sandboxes have ended by now; only slow readers are left, and the API gives
+        // those a few seconds.
         let _ = self.stop.send(());
-        if tokio::time::timeout(DRAIN_DEADLINE, &mut self.answering).await.is_err() {
-            self.answering.abort();
+        match self.answering.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the API did not end well"),
+            Err(error) => tracing::warn!(%error, "the API did not end well"),
         }
     }
 }
@@ -103,12 +104,13 @@ impl Server {
 const OWN_KEY: &str = "server";
 
 /// The kept keys, with `key` in place of the one that the server was started with before.
-fn key_ring(store: &Store, key: &ApiKey) -> anyhow::Result<KeyRing> {
-    let keys = KeyRing::new(store.clone());
+fn key_ring(store: Store, key: &ApiKey) -> anyhow::Result<KeyRing> {
+    let keys = KeyRing::new(store);
     for old in keys.list()?.iter().filter(|old| old.label == OWN_KEY) {
         keys.revoke(&old.prefix)?;
     }
-    keys.add(key.secret(), OWN_KEY)?;
+    keys.add(key.secret(), OWN_KEY)
+        .with_context(|| format!("the API key {} cannot be used", key.origin()))?;
     Ok(keys)
 }
 

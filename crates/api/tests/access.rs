@@ -136,8 +136,8 @@ async fn a_stopped_server_finishes_what_runs_and_breaks_off_what_stays() {
     let followed = server.open(request.body(empty()).unwrap()).await;
     let request = server.request(Method::POST, &format!("{sandbox}/exec"));
     let body = Full::new(Bytes::from(r#"{"cmd":"sleep 300"}"#));
-    let running = server.open(request.body(body).unwrap());
     let stop = server.stop.take().unwrap();
+    let running = server.open(request.body(body).unwrap());
     let (running, ()) = tokio::join!(running, async {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         stop.send(()).unwrap();

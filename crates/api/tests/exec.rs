@@ -101,8 +101,7 @@ async fn a_stream_is_ascii_whole_and_ends_with_its_exit() {
     assert_eq!(answer.headers["content-type"], "text/event-stream; charset=utf-8");
     let events = events(&answer.body);
     let (last, chunks) = events.split_last().unwrap();
-    let text: String =
-        chunks.iter().map(|(_, data)| data["chunk"].as_str().unwrap()).collect();
+    let text: String = chunks.iter().map(|(_, data)| data["chunk"].as_str().unwrap()).collect();
     assert_eq!(text, "é\u{85}\u{2028}😀\u{FFFD}A\u{FFFD}");
     assert!(chunks.iter().all(|(event, _)| event == "stdout"));
     assert_eq!(last, &("exit".to_owned(), json!({ "exit_code": 0 })));
@@ -137,7 +136,8 @@ async fn a_client_that_goes_away_takes_its_command_along() {
         ("exec/stream", "{\"cmd\":\"hang\"}"),
         ("exec/attach", "{\"cmd\":\"hang\"}\n"),
     ] {
-        let call = server.call(Method::POST, &format!("{path}/{route}"), body);
+        let path = format!("{path}/{route}");
+        let call = server.call(Method::POST, &path, body);
         let gone = tokio::time::timeout(Duration::from_millis(300), call).await;
         assert!(gone.is_err(), "{route}: {gone:?}");
         eventually("it is killed", || machine.hanging.load(Ordering::SeqCst) == 0).await;

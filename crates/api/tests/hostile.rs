@@ -118,7 +118,8 @@ async fn long_addresses_and_heads_are_refused() {
     let answer = server.get(&format!("/v1/me?x={}", "y".repeat(20 << 10))).await;
     assert_eq!(answer.status, StatusCode::URI_TOO_LONG);
     answer.error();
-    let head = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "y".repeat(1 << 20));
+    let head =
+        format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "y".repeat(1 << 20));
     assert!(!server.raw(head.as_bytes()).await.contains(" 200 "));
     let many = "X: y\r\n".repeat(5000);
     let head = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{many}\r\n");
@@ -132,7 +133,9 @@ async fn smuggled_and_broken_requests_are_not_served() {
     let auth = format!("Host: localhost\r\nAuthorization: Bearer {}\r\n", server.key);
     for request in [
         format!("POST /v1/sandboxes HTTP/1.1\r\n{auth}Content-Length: -1\r\n\r\n"),
-        format!("POST /v1/sandboxes HTTP/1.1\r\n{auth}Content-Length: 1\r\nContent-Length: 2\r\n\r\n{{}}"),
+        format!(
+            "POST /v1/sandboxes HTTP/1.1\r\n{auth}Content-Length: 1\r\nContent-Length: 2\r\n\r\n{{}}"
+        ),
         format!("POST /v1/sandboxes HTTP/1.1\r\n{auth}Transfer-Encoding: chunked\r\n\r\nZZ\r\n"),
         format!("GET /v1/me HTTP/1.1\r\n{auth}Host: evil.example\r\n\r\n"),
         "\x16\x03\x01\x02\0\x01\0\x01\u{fc}\x03\x03".to_owned(),

@@ -72,7 +72,8 @@ async fn refusals_that_libraries_try_again_carry_their_marks() {
     let building = server.post("/v1/sandboxes", &json!({ "template": "later" })).await;
     assert_eq!(building.status, StatusCode::SERVICE_UNAVAILABLE, "{building:?}");
 
-    let server = Server::with(|config| config.memory_reserve_mb = 1 << 40, Default::default()).await;
+    let server =
+        Server::with(|config| config.memory_reserve_mb = 1 << 40, Default::default()).await;
     let memory = server.post("/v1/sandboxes", &json!({ "template": "base" })).await;
     assert_eq!(memory.status, StatusCode::INSUFFICIENT_STORAGE);
     assert_eq!(memory.headers["retry-after"], "5");
@@ -89,7 +90,10 @@ async fn a_sandbox_that_ended_by_itself_says_how() {
     let sandbox = server.world.manager.get(sandbox).unwrap();
     eventually("it is seen", || sandbox.view().end_reason.is_some()).await;
     let view = server.get(&path).await.json();
-    assert_eq!((&view["status"], &view["end_reason"]), (&json!("failed"), &json!("guest_shutdown")));
+    assert_eq!(
+        (&view["status"], &view["end_reason"]),
+        (&json!("failed"), &json!("guest_shutdown"))
+    );
     let answer = server.post(&format!("{path}/exec"), &json!({ "cmd": "echo" })).await;
     assert_eq!(answer.status, StatusCode::GONE);
     assert!(answer.error().ends_with("ended: guest_shutdown"), "{answer:?}");
@@ -115,7 +119,10 @@ async fn files() {
     assert_eq!(answer["mode"], "-rw-r--r--");
     let answer = server.get(&format!("{path}/fs/dir")).await.json();
     assert_eq!((&answer["path"], answer["entries"].as_array().unwrap().len()), (&json!("/"), 1));
-    assert_eq!(server.call(Method::PUT, &format!("{path}/fs?path=/e"), "").await.json()["bytes"], 0);
+    assert_eq!(
+        server.call(Method::PUT, &format!("{path}/fs?path=/e"), "").await.json()["bytes"],
+        0
+    );
     assert_eq!(server.get(&format!("{path}/fs?path=/e")).await.body.len(), 0);
     let made = server.call(Method::POST, &format!("{path}/fs/mkdir?path=/d"), "").await;
     assert_eq!(made.json(), json!({ "path": "/d" }));

@@ -49,7 +49,9 @@ pub(crate) fn append(
     payload: &serde_json::Value,
 ) -> Result<(), StoreError> {
     connection
-        .prepare_cached("INSERT INTO journal (time, sandbox, type, payload) VALUES (?1, ?2, ?3, ?4)")?
+        .prepare_cached(
+            "INSERT INTO journal (time, sandbox, type, payload) VALUES (?1, ?2, ?3, ?4)",
+        )?
         .execute(params![micros(at), id.to_string(), kind, payload.to_string()])?;
     Ok(())
 }

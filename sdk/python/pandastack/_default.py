@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import TYPE_CHECKING, Optional
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def get_default_client() -> Client:
         from .client import Client  # client.py needs sandbox.py, which needs this module
 
         _default = Client()
+        atexit.register(_default.close)
     return _default
 
 

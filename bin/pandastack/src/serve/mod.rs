@@ -99,7 +99,6 @@ pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     if !args.no_client_config {
         lead_clients_here(server.url(), &key);
     }
-    server.manager().prime();
     let builds = builds::start(&workshop, server.manager().clone());
     let signal = signals.next().await;
     tracing::info!(?signal, "stopping");

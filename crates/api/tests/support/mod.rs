@@ -81,9 +81,7 @@ impl Server {
     /// Sends a request on a connection of its own and returns the answer's head.
     pub async fn open<B>(&self, request: Request<B>) -> Response<Incoming>
     where
-        B: hyper::body::Body<Data = Bytes, Error: std::error::Error + Send + Sync>
-            + Send
-            + 'static,
+        B: hyper::body::Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static,
     {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();

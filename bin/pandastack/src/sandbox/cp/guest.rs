@@ -81,28 +81,23 @@ impl<'a> Guest<'a> {
         sent.await.map(drop).with_context(|| format!("cannot write {path}"))
     }
 
-    /// Makes directories.
-    pub async fn make_directories(&self, paths: &[String]) -> anyhow::Result<()> {
-        self.command(&["mkdir", "-p", "--"], paths).await
+    /// Makes the directory `path`, and those above it.
+    pub async fn make_directory(&self, path: &str) -> anyhow::Result<()> {
+        let made = self.client.act(Method::POST, &self.url("fs/mkdir", path)).await;
+        made.with_context(|| format!("cannot create {path}"))
     }
 
-    /// Marks files as programs.
+    /// Marks files as programs. The API has no call for it, but every guest has a command.
     pub async fn make_executable(&self, paths: &[String]) -> anyhow::Result<()> {
-        self.command(&["chmod", "a+x", "--"], paths).await
-    }
-
-    /// Runs `program` on all `paths`, some at a time. The API has no call for these.
-    async fn command(&self, program: &[&str], paths: &[String]) -> anyhow::Result<()> {
         for paths in paths.chunks(PATHS_AT_ONCE) {
-            let words = program.iter().map(|&word| word.to_owned());
-            let argv = words.chain(paths.iter().cloned()).collect();
+            let words = ["chmod", "a+x", "--"].map(str::to_owned);
+            let argv = words.into_iter().chain(paths.iter().cloned()).collect();
             let request = ExecRequest { argv: Some(argv), ..ExecRequest::default() };
             let path = format!("/v1/sandboxes/{}/exec", self.id);
             let output: ExecOutput = self.client.send(Method::POST, &path, &request).await?;
-            let name = program.first().copied().unwrap_or_default();
             ensure!(
                 output.exit_code == 0,
-                "{name} failed in the sandbox: {}",
+                "cannot mark programs in the sandbox: {}",
                 output.stderr.trim().escape_debug()
             );
         }

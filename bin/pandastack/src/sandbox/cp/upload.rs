@@ -19,13 +19,6 @@ use crate::client::RequestBody;
 /// How much of a file is read at once.
 const READ_LEN: usize = 256 << 10;
 
-/// What has to be done in the guest when the files are there.
-#[derive(Default)]
-struct Afterwards {
-    empty_directories: Vec<String>,
-    programs: Vec<String>,
-}
-
 /// Copies `source`, a file or directory, to `target` in the guest.
 pub async fn upload(
     guest: &Guest<'_>,
@@ -37,15 +30,15 @@ pub async fn upload(
     let metadata =
         fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?;
     let target = destination(guest, source, target).await?;
-    let mut afterwards = Afterwards::default();
+    // Marked when all files are there: one command for many.
+    let mut programs = Vec::new();
     if metadata.is_dir() {
-        upload_tree(guest, source, target, transfer, &mut afterwards).await?;
+        upload_tree(guest, source, target, transfer, &mut programs).await?;
     } else {
         ensure!(metadata.is_file(), "{} is neither a file nor a directory", source.display());
-        upload_file(guest, source, target, OFlags::empty(), transfer, &mut afterwards).await?;
+        upload_file(guest, source, target, OFlags::empty(), transfer, &mut programs).await?;
     }
-    guest.make_directories(&afterwards.empty_directories).await?;
-    guest.make_executable(&afterwards.programs).await
+    guest.make_executable(&programs).await
 }
 
 /// `target` itself, or a place in it when it is a directory.
@@ -67,7 +60,7 @@ async fn upload_tree(
     source: &Path,
     target: String,
     transfer: &mut Transfer,
-    afterwards: &mut Afterwards,
+    programs: &mut Vec<String>,
 ) -> anyhow::Result<()> {
     let mut pending = vec![(source.to_owned(), target)];
     while let Some((dir, target)) = pending.pop() {
@@ -75,7 +68,8 @@ async fn upload_tree(
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .with_context(|| format!("cannot list {}", dir.display()))?;
         if entries.is_empty() {
-            afterwards.empty_directories.push(target);
+            // The others appear with their first file.
+            guest.make_directory(&target).await?;
             continue;
         }
         for entry in entries {
@@ -91,7 +85,7 @@ async fn upload_tree(
             if kind.is_dir() {
                 pending.push((path, target));
             } else if kind.is_file() {
-                upload_file(guest, &path, target, OFlags::NOFOLLOW, transfer, afterwards).await?;
+                upload_file(guest, &path, target, OFlags::NOFOLLOW, transfer, programs).await?;
             } else {
                 transfer.leave_out(path.display(), "it is neither a file nor a directory");
             }
@@ -106,7 +100,7 @@ async fn upload_file(
     target: String,
     flags: OFlags,
     transfer: &mut Transfer,
-    afterwards: &mut Afterwards,
+    programs: &mut Vec<String>,
 ) -> anyhow::Result<()> {
     let open = || {
         // Not blocking, in case a named pipe has taken the file's place meanwhile.
@@ -119,7 +113,7 @@ async fn upload_file(
     transfer.file(source.display(), metadata.len());
     guest.write(&target, file_body(file, transfer)).await?;
     if metadata.permissions().mode() & 0o100 != 0 {
-        afterwards.programs.push(target);
+        programs.push(target);
     }
     Ok(())
 }

@@ -1,0 +1,107 @@
+//! `pandastack sandbox`, but for copies.
+
+use serde_json::Value;
+
+use crate::fake::{Fake, IDS, NEW};
+use crate::program::{Program, stderr, stdout};
+
+async fn pair() -> (Fake, Program) {
+    let fake = Fake::start().await;
+    let program = Program::of(fake.url());
+    (fake, program)
+}
+
+#[tokio::test]
+async fn create_prints_an_id_for_scripts() {
+    let (fake, program) = pair().await;
+    let line = ["sandbox", "create", "--cpu", "2", "--ttl", "60", "--metadata", "job=a b"];
+    let output = program.run(&line).await;
+    assert_eq!(stdout(&output), format!("{NEW}\n"));
+    let body = &fake.bodies()[0];
+    assert_eq!((&body["cpu"], &body["ttl_seconds"]), (&2.into(), &60.into()));
+    assert_eq!(body["metadata"]["job"], "a b");
+}
+
+#[tokio::test]
+async fn a_prefix_is_enough_when_it_is_clear() {
+    let (fake, program) = pair().await;
+    let output = program.run(&["sandbox", "kill", "1b9d", "1b9e"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for id in IDS {
+        assert!(fake.requests().contains(&format!("DELETE /v1/sandboxes/{id}")));
+    }
+    let output = program.run(&["sandbox", "pause", "1b9"]).await;
+    assert_eq!(output.status.code(), Some(125));
+    assert!(stderr(&output).contains("could be any of"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn kill_goes_on_after_a_failure_and_reports_it() {
+    let (fake, program) = pair().await;
+    let output = program.run(&["sandbox", "kill", "ffff", "1b9d"]).await;
+    assert_eq!(output.status.code(), Some(125));
+    assert!(stderr(&output).contains("cannot kill ffff"), "{}", stderr(&output));
+    assert!(fake.requests().contains(&format!("DELETE /v1/sandboxes/{}", IDS[0])));
+}
+
+#[tokio::test]
+async fn listings_are_tables_or_json() {
+    let (_fake, program) = pair().await;
+    let output = program.run(&["sandbox", "ls"]).await;
+    assert_eq!(stdout(&output).lines().count(), 3, "{}", stdout(&output));
+    let output = program.run(&["sandbox", "ls", "--json"]).await;
+    let listed: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(listed[0]["id"], IDS[0]);
+    let output = program.run(&["sandbox", "get", IDS[0]]).await;
+    assert!(stdout(&output).contains("emulated"), "{}", stdout(&output));
+}
+
+#[tokio::test]
+async fn exec_takes_an_argv_or_a_line_of_shell() {
+    let (fake, program) = pair().await;
+    let output = program.run_with(&["sandbox", "exec", "1b9d", "--", "cat"], b"hi".into()).await;
+    assert_eq!((stdout(&output), output.status.code()), ("hi".into(), Some(0)));
+    program.run(&["sandbox", "exec", "1b9d", "--shell", "echo $HOME"]).await;
+    assert_eq!(fake.bodies()[1]["cmd"], "echo $HOME");
+    // The sandbox is not ours to delete.
+    assert!(!fake.requests().iter().any(|asked| asked.starts_with("DELETE")));
+}
+
+#[tokio::test]
+async fn logs_come_at_once_or_as_they_are_written() {
+    let (fake, program) = pair().await;
+    let output = program.run(&["sandbox", "logs", "1b9d", "--tail", "5"]).await;
+    assert_eq!(stdout(&output), "one\ntwo");
+    let output = program.run(&["sandbox", "logs", "1b9d", "--follow"]).await;
+    assert_eq!(stdout(&output), "one\ntwo\n");
+    let output = program.run(&["sandbox", "logs", "1b9d", "--json"]).await;
+    assert_eq!(stdout(&output), "{\"line\":\"one\"}\n{\"line\":\"two\"}\n");
+    let path = format!("GET /v1/sandboxes/{}/logs?stream=both&tail=5", IDS[0]);
+    assert!(fake.requests().contains(&path), "{:?}", fake.requests());
+}
+
+#[tokio::test]
+async fn ttl_is_set_from_now() {
+    let (fake, program) = pair().await;
+    let output = program.run(&["sandbox", "ttl", "1b9d", "3600", "--json"]).await;
+    assert!(stdout(&output).contains("3600"), "{}", stderr(&output));
+    assert_eq!(fake.bodies()[0]["ttl_seconds"], 3600);
+}
+
+#[tokio::test]
+async fn a_wrong_key_and_a_missing_server_come_with_a_hint() {
+    let (_fake, program) = pair().await;
+    let mut wrong = program.command(&["sandbox", "ls"]);
+    let output = wrong.env("PANDASTACK_API_KEY", "pds_wrong").output().await.unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(stderr(&output).contains("hint: set PANDASTACK_API_KEY"), "{}", stderr(&output));
+
+    let nobody = Program::of("http://127.0.0.1:1");
+    let output = nobody.run(&["sandbox", "ls"]).await;
+    assert_eq!(output.status.code(), Some(125));
+    assert!(stderr(&output).contains("pandastack serve"), "{}", stderr(&output));
+    let output = nobody.run(&["sandbox", "ls", "--json"]).await;
+    let error: Value = serde_json::from_str(&stderr(&output)).unwrap();
+    assert!(error["hint"].as_str().unwrap().contains("pandastack serve"));
+    assert_eq!(stdout(&output), "");
+}
