@@ -56,9 +56,12 @@ fn bad_creates_are_refused_before_anything_exists() -> Result<()> {
         }
     }
     let huge = format!("{{\"template\":\"base\",\"x\":\"{}\"}}", "x".repeat(8 << 20));
-    let answer =
-        client.send("POST", "/v1/sandboxes", Some(("application/json", huge.as_bytes())))?;
-    assert!([400, 413].contains(&answer.status), "{}", answer.status);
+    let body = Some(("application/json", huge.as_bytes()));
+    // The server does not read on once it knows; a client that is still writing may then see a
+    // broken connection instead of the answer.
+    if let Ok(answer) = client.send("POST", "/v1/sandboxes", body) {
+        assert_refused(&answer, 413, "8 MiB of JSON");
+    }
     assert_eq!(client.get("/v1/sandboxes")?.json(), json!([]));
     assert_eq!(machines_below(server.pid()), 0);
     assert_eq!(server.machine_dirs(), 0);

@@ -4,7 +4,6 @@
 //! the two from getting in each other's way.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Subcommand;
@@ -12,7 +11,6 @@ use pandastack_image::Recipe;
 use pandastack_types::{TemplateName, TemplateView};
 
 use crate::cli::Context;
-use crate::progress::BuildProgress;
 use crate::signals::Signals;
 use crate::status::Status;
 use crate::workshop::Workshop;
@@ -124,10 +122,9 @@ async fn build(args: BuildArgs, context: Context) -> anyhow::Result<Status> {
     };
     // All names are checked before the first build, which takes minutes.
     let recipes = names.iter().map(|name| workshop.recipe(name)).collect::<Result<Vec<_>, _>>()?;
-    let progress = Arc::new(BuildProgress::new());
     for recipe in recipes {
         let start = Instant::now();
-        let ready = workshop.ready(recipe, args.cpu, args.memory, progress.clone());
+        let ready = workshop.ready(recipe, args.cpu, args.memory);
         signals.unless_interrupted(ready).await?;
         let seconds = start.elapsed().as_secs_f32();
         terminal::line(&format!("template {} is ready ({seconds:.1} s)", recipe.name()));

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use pandastack_engine::Bake;
 use pandastack_engine::qemu::QemuEngine;
-use pandastack_image::{Catalog, Progress, Recipe};
+use pandastack_image::{Catalog, Recipe};
 use pandastack_types::{Size, TemplateName};
+
+use crate::progress::BuildProgress;
 
 /// The guest's `/init`, built together with this program.
 static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/panda-agent"));
@@ -43,19 +45,19 @@ impl Workshop {
     }
 
     /// Makes sure that machines of this template can be had at once, in its own size unless
-    /// another one is asked for. Dropping the future gives the build up and leaves nothing.
+    /// another one is asked for. A build that this takes is shown on standard error; dropping
+    /// the future gives it up and leaves nothing.
     pub async fn ready(
         &self,
         recipe: &Recipe,
         cpu: Option<i64>,
         memory_mb: Option<i64>,
-        progress: Arc<dyn Progress>,
     ) -> anyhow::Result<Arc<Bake>> {
         let default = recipe.size();
         let size = Size::new(
             cpu.unwrap_or(default.cpu.into()),
             memory_mb.unwrap_or(default.memory_mb.into()),
         )?;
-        Ok(self.catalog.bake(recipe, size, progress).await?)
+        Ok(self.catalog.bake(recipe, size, Arc::new(BuildProgress::default())).await?)
     }
 }

@@ -9,7 +9,7 @@
 //! calls the domain, and writes its answer. Two promises are kept for every answer:
 //!
 //! * **Everything that is not a success is `{"error": "…"}`**, also what the HTTP library
-//!   would say by itself ([`error`] is the only place that makes such answers).
+//!   would say by itself (`error` is the only place that makes such answers).
 //! * **A stream that ends without its last event is broken off, never closed in good order**:
 //!   client libraries take a clean end for success.
 #![forbid(unsafe_code)]

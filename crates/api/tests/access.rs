@@ -1,4 +1,5 @@
 //! Who gets in: keys, host names, web pages; and what everybody is told.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

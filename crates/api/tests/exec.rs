@@ -1,4 +1,5 @@
 //! Commands: collected, streamed and attached.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

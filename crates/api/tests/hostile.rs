@@ -1,4 +1,5 @@
 //! Requests that nobody should send. Each gets a clear answer, and the server goes on.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 
@@ -130,7 +131,8 @@ async fn long_addresses_and_heads_are_refused() {
 #[tokio::test]
 async fn smuggled_and_broken_requests_are_not_served() {
     let server = Server::start().await;
-    let auth = format!("Host: localhost\r\nAuthorization: Bearer {}\r\n", server.key);
+    let auth =
+        format!("Host: localhost\r\nConnection: close\r\nAuthorization: Bearer {}\r\n", server.key);
     for request in [
         format!("POST /v1/sandboxes HTTP/1.1\r\n{auth}Content-Length: -1\r\n\r\n"),
         format!(

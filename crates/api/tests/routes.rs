@@ -1,4 +1,5 @@
 //! The contract's routes, as both published client libraries use them.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

@@ -70,6 +70,10 @@ pub trait Engine: Send + Sync {
     /// Starts a machine from a bake. It stands still, and its private files are in the existing
     /// empty directory `dir`, which [`Machine::kill`] leaves to the caller to remove.
     async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError>;
+
+    /// Ends and removes what the machine whose directory had this name left on the host besides
+    /// that directory: recovery after the server that owned it was killed.
+    fn clear(&self, _machine: &str) {}
 }
 
 /// One machine. Dropping it kills it.

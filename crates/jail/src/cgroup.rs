@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Our directory in each hierarchy.
 const PARENT: &str = "pandastack";
@@ -94,21 +95,32 @@ impl Cgroups {
         Ok(Some(group))
     }
 
-    /// Kills what is left in groups whose name satisfies `ours` and removes them: recovery after
-    /// the supervisor was killed.
-    pub fn reap(&self, ours: impl Fn(&str) -> bool) {
-        let parents: Vec<&PathBuf> = match self {
-            Self::None => Vec::new(),
-            Self::V2(parent) => vec![parent],
-            Self::V1(parents) => parents.iter().map(|(_, dir)| dir).collect(),
-        };
-        for parent in parents {
-            let Ok(entries) = fs::read_dir(parent) else { continue };
-            for entry in entries.flatten() {
-                if entry.file_name().to_str().is_some_and(&ours) && entry.path().is_dir() {
-                    Cgroup { dirs: vec![entry.path()] }.kill();
+    /// Kills what is left in the group `name` and removes it: recovery after the supervisor was
+    /// killed.
+    pub fn remove(&self, name: &str) {
+        let dirs = self.parents().iter().map(|parent| parent.join(name));
+        Cgroup { dirs: dirs.filter(|dir| dir.is_dir()).collect() }.kill();
+    }
+
+    /// Removes empty groups that are older than `age`, whoever left them. A younger one may belong
+    /// to a machine that is about to join it.
+    pub fn sweep(&self, age: Duration) {
+        for parent in self.parents() {
+            for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+                let made = entry.metadata().and_then(|meta| meta.modified());
+                if made.is_ok_and(|made| made.elapsed().is_ok_and(|found| found > age)) {
+                    // Files and groups with a process in them refuse.
+                    let _ = fs::remove_dir(entry.path());
                 }
             }
+        }
+    }
+
+    fn parents(&self) -> Vec<&Path> {
+        match self {
+            Self::None => Vec::new(),
+            Self::V2(parent) => vec![parent],
+            Self::V1(parents) => parents.iter().map(|(_, dir)| dir.as_path()).collect(),
         }
     }
 }
@@ -175,7 +187,7 @@ impl Drop for Cgroup {
             for _ in 0..50 {
                 match fs::remove_dir(dir) {
                     Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                        std::thread::sleep(std::time::Duration::from_millis(2));
+                        std::thread::sleep(Duration::from_millis(2));
                     }
                     _ => break,
                 }

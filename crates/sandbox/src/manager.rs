@@ -71,7 +71,7 @@ impl Manager {
     ) -> Result<Arc<Self>, StartError> {
         let lock = recovery::take_instance(&config.instance_dir)?;
         let machines = config.instance_dir.join("machines");
-        recovery::clean(&machines, &store)?;
+        recovery::clean(&machines, &store, &*engine)?;
         let core = Arc::new(Core {
             pool: Pool::new(config.pool_size, config.pool_idle),
             boots: Semaphore::new(config.boots_at_once.max(1)),

@@ -8,6 +8,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 
+use pandastack_engine::Engine;
 use pandastack_store::{Store, StoreError, Transition};
 use pandastack_types::{EndReason, State};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -30,7 +31,7 @@ pub(crate) fn take_instance(instance: &Path) -> Result<File, StartError> {
 
 /// Ends in the records what the last server left, and removes its machines. The instance
 /// directory must be taken.
-pub(crate) fn clean(machines: &Path, store: &Store) -> Result<(), StartError> {
+pub(crate) fn clean(machines: &Path, store: &Store, engine: &dyn Engine) -> Result<(), StartError> {
     for record in store.unfinished()? {
         tracing::info!(sandbox = %record.id, state = %record.state, "ended with its server");
         let reason = record.reason.or(Some(EndReason::ServerCrash));
@@ -41,7 +42,7 @@ pub(crate) fn clean(machines: &Path, store: &Store) -> Result<(), StartError> {
         }
         write(store, Transition { to: State::Deleted, ..step(&record.id, from, reason) })?;
     }
-    remove_machines(machines)
+    remove_machines(machines, engine)
         .map_err(|source| StartError::Directory { path: machines.to_owned(), source })
 }
 
@@ -57,12 +58,14 @@ fn write(store: &Store, change: Transition) -> Result<(), StartError> {
     }
 }
 
-fn remove_machines(machines: &Path) -> io::Result<()> {
+fn remove_machines(machines: &Path, engine: &dyn Engine) -> io::Result<()> {
     match std::fs::read_dir(machines) {
         Ok(entries) => {
             for entry in entries {
-                let path = entry?.path();
+                let entry = entry?;
+                let path = entry.path();
                 kill_leftover(&path);
+                engine.clear(&entry.file_name().to_string_lossy());
                 std::fs::remove_dir_all(&path)?;
             }
             Ok(())
@@ -90,13 +93,20 @@ fn kill_leftover(dir: &Path) {
     let _ = pidfd_send_signal(&process, Signal::KILL);
 }
 
-/// Whether the command line of a process names the machine's directory, whose name is random
-/// and was never used by another machine.
+/// Whether a process has a file of the machine's directory open. A name on its command line would
+/// prove less: anybody can write one there.
 fn belongs_to(pid: Pid, dir: &Path) -> bool {
-    let Some(name) = dir.file_name().map(std::ffi::OsStr::as_encoded_bytes) else { return false };
-    let file = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
-    let Ok(command) = std::fs::read(file) else { return false };
-    name.len() >= 32 && command.windows(name.len()).any(|part| part == name)
+    let own: Vec<(u64, u64)> = identities(dir).collect();
+    let open = format!("/proc/{}/fd", pid.as_raw_nonzero());
+    identities(Path::new(&open)).any(|file| own.contains(&file))
+}
+
+/// Device and inode of what the entries of a directory lead to.
+fn identities(dir: &Path) -> impl Iterator<Item = (u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let files = entries.filter_map(|entry| std::fs::metadata(entry.path()).ok());
+    files.map(|file| (file.dev(), file.ino()))
 }
 
 #[cfg(test)]
@@ -124,10 +134,11 @@ mod tests {
         for ours in [true, false] {
             let dir = machines.join(new_name());
             std::fs::create_dir_all(&dir).unwrap();
-            let argument = if ours { dir.display().to_string() } else { "else".to_owned() };
-            let mut command = Command::new("sh");
-            command.args(["-c", "read line", &argument]).stdin(Stdio::piped());
-            let child = command.spawn().unwrap();
+            std::fs::write(dir.join("disk"), "x").unwrap();
+            let disk = File::open(dir.join("disk")).unwrap();
+            let input = if ours { Stdio::from(disk) } else { Stdio::null() };
+            let mut command = Command::new("sleep");
+            let child = command.arg("60").stdin(input).spawn().unwrap();
             std::fs::write(dir.join("pid"), format!("{}\n", child.id())).unwrap();
             processes.push((ours, child));
         }

@@ -1,4 +1,5 @@
 //! What is refused before anything exists, and machines that are parked beforehand.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The life of a sandbox, from its creation to the last trace of it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

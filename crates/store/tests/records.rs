@@ -1,4 +1,5 @@
 //! What the records promise: they survive reopening, they are private, they refuse nonsense.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

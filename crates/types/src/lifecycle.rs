@@ -52,13 +52,15 @@ impl State {
     /// Checks one step of the diagram above.
     pub fn step(self, to: State) -> Result<State, IllegalTransition> {
         use State::*;
-        let legal = match (self, to) {
-            (Creating, Running) | (Running, Paused) | (Paused, Running) => true,
-            (Creating | Running | Paused, Failed) => true,
-            (Creating | Running | Paused | Failed, Stopping) => true,
-            (Stopping, Deleted) => true,
-            _ => false,
-        };
+        let legal = matches!(
+            (self, to),
+            (Creating, Running)
+                | (Running, Paused)
+                | (Paused, Running)
+                | (Creating | Running | Paused, Failed)
+                | (Creating | Running | Paused | Failed, Stopping)
+                | (Stopping, Deleted)
+        );
         if legal { Ok(to) } else { Err(IllegalTransition { from: self, to }) }
     }
 

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -16,7 +15,6 @@ use crate::api_key::ApiKey;
 use crate::client::Client;
 use crate::config::{self, Endpoint, Source};
 use crate::dirs;
-use crate::progress::BuildProgress;
 use crate::sandbox;
 use crate::server::{Server, ServerOptions};
 use crate::workshop::Workshop;
@@ -59,8 +57,7 @@ impl Host {
         let workshop = Workshop::open(&data_dir)?;
         let template: TemplateName = args.template.parse()?;
         let recipe = workshop.recipe(&template)?;
-        let progress = Arc::new(BuildProgress::new());
-        workshop.ready(recipe, args.cpu, args.memory, progress).await?;
+        workshop.ready(recipe, args.cpu, args.memory).await?;
 
         let instance = Instance::create(&data_dir)?;
         let key = ApiKey::ephemeral()?;

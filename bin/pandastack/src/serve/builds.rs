@@ -7,7 +7,6 @@ use pandastack_sandbox::Manager;
 use pandastack_types::TemplateName;
 use tokio::task::JoinHandle;
 
-use crate::progress::BuildProgress;
 use crate::terminal;
 use crate::workshop::Workshop;
 
@@ -18,9 +17,8 @@ pub struct Builds(JoinHandle<()>);
 pub fn start(workshop: &Workshop, manager: Arc<Manager>) -> Builds {
     let workshop = workshop.clone();
     Builds(tokio::spawn(async move {
-        let progress = Arc::new(BuildProgress::new());
         for view in workshop.catalog.list().into_iter().filter(|view| !view.built) {
-            let built = build(&workshop, &view.name, progress.clone()).await;
+            let built = build(&workshop, &view.name).await;
             match built {
                 Ok(()) => {
                     terminal::line(&format!("template {} is ready", view.name));
@@ -38,13 +36,9 @@ pub fn start(workshop: &Workshop, manager: Arc<Manager>) -> Builds {
     }))
 }
 
-async fn build(
-    workshop: &Workshop,
-    name: &TemplateName,
-    progress: Arc<BuildProgress>,
-) -> anyhow::Result<()> {
+async fn build(workshop: &Workshop, name: &TemplateName) -> anyhow::Result<()> {
     let recipe = workshop.recipe(name)?;
-    workshop.ready(recipe, None, None, progress).await.map(drop)
+    workshop.ready(recipe, None, None).await.map(drop)
 }
 
 impl Builds {

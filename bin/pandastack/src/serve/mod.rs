@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
+use clap::builder::FalseyValueParser;
 use tokio::net::TcpListener;
 
 use crate::api_key::ApiKey;
@@ -53,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", env = "PANDASTACK_DEFAULT_TTL")]
     default_ttl: Option<u64>,
     /// Leave the client configuration of this user alone
-    #[arg(long, env = "PANDASTACK_NO_CLIENT_CONFIG")]
+    #[arg(long, env = "PANDASTACK_NO_CLIENT_CONFIG", value_parser = FalseyValueParser::new())]
     no_client_config: bool,
     /// Take the API key from this file instead of minting one (PANDASTACK_API_KEY works as well)
     #[arg(long, value_name = "FILE", env = "PANDASTACK_API_KEY_FILE")]

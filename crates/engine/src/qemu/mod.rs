@@ -55,6 +55,9 @@ const FORMAT: u32 = 1;
 /// Reading 50 KiB of device state takes milliseconds; a host in trouble gets this long.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(20);
 
+/// An empty control group this old belongs to nobody: machines join theirs within milliseconds.
+const OLD_GROUP: Duration = Duration::from_secs(60);
+
 /// A guest's memory, loaded at most once however many ask for it at the same time.
 type LoadedMemory = Arc<OnceCell<Arc<OwnedFd>>>;
 
@@ -72,8 +75,10 @@ impl QemuEngine {
         fs::create_dir_all(dir).map_err(|e| file_error("create", dir, e))?;
         let runtime = Runtime::prepare(dir)?;
         let tsc_khz = host::stable_tsc_khz(&dir.join("tsc-khz"));
+        let cgroups = Cgroups::find();
+        cgroups.sweep(OLD_GROUP);
         Ok(Self {
-            host: Host { runtime, filter: Arc::new(Filter::machine()), cgroups: Cgroups::find() },
+            host: Host { runtime, filter: Arc::new(Filter::machine()), cgroups },
             tsc_khz,
             memories: Mutex::default(),
         })
@@ -82,12 +87,6 @@ impl QemuEngine {
     /// QEMU's version line.
     pub fn version(&self) -> &str {
         &self.host.runtime.version
-    }
-
-    /// Ends and removes what machines of a killed server left in control groups. `ours` says
-    /// whether a machine of that name belonged to it.
-    pub fn reap(&self, ours: impl Fn(&str) -> bool) {
-        self.host.cgroups.reap(ours);
     }
 
     async fn memory(&self, bake: &Bake) -> Result<Arc<OwnedFd>, EngineError> {
@@ -145,6 +144,10 @@ impl Engine for QemuEngine {
     ) -> Result<(), EngineError> {
         let job = bake::Job { host: &self.host, image, size, tsc_khz: self.tsc_khz, log };
         bake::bake(&job, out).await
+    }
+
+    fn clear(&self, machine: &str) {
+        self.host.cgroups.remove(machine);
     }
 
     async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError> {

@@ -13,7 +13,7 @@
 //! | `refuse` | cannot be started |
 //! | `die`, `poweroff`, `panic` | ends the machine |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -74,6 +74,7 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>) {
                         id: frame.stream,
                         out: out.clone(),
                         input,
+                        early: VecDeque::new(),
                         send: SendWindow::default(),
                     };
                     tokio::spawn(stream.answer(sealed.request, shared.clone(), files.clone()));
@@ -112,6 +113,8 @@ struct Stream {
     id: u32,
     out: Out,
     input: mpsc::UnboundedReceiver<In>,
+    /// What came while it waited for credit.
+    early: VecDeque<In>,
     send: SendWindow,
 }
 
@@ -132,7 +135,10 @@ impl Stream {
             Request::Ports => Ok(Reply::Ports(vec![80, 8000])),
             _ => Ok(Reply::Done),
         };
-        self.reply(&outcome);
+        // A machine that has ended says nothing any more.
+        if !shared.ended() {
+            self.reply(&outcome);
+        }
     }
 
     async fn exec(&mut self, spec: &ExecSpec, shared: &Shared) -> Outcome {
@@ -189,10 +195,17 @@ impl Stream {
         Ok(Reply::Exited(ExecStatus { code, timed_out: false }))
     }
 
+    async fn next(&mut self) -> Option<In> {
+        match self.early.pop_front() {
+            Some(early) => Some(early),
+            None => self.input.recv().await,
+        }
+    }
+
     async fn cat(&mut self) -> i32 {
         let mut window = RecvWindow::default();
         loop {
-            match self.input.recv().await {
+            match self.next().await {
                 Some(In::Data(bytes)) => {
                     self.credit(&mut window, bytes.len());
                     self.print(Channel::Stdout, &bytes).await;
@@ -258,7 +271,7 @@ impl Stream {
             match self.input.recv().await {
                 Some(In::Credit(credit)) => self.send.grant(credit).unwrap(),
                 Some(In::Reset) | None => return 137,
-                Some(_) => {}
+                Some(other) => self.early.push_back(other),
             }
         }
         self.send.spend(bytes.len());
