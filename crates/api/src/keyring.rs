@@ -25,7 +25,7 @@ pub enum KeyError {
     /// Not the form of a key, or too short to be a secret.
     #[error(
         "an API key is \"pds_\" and 32 to 252 characters of A-Z, a-z, 0-9, '-' and '_'; \
-         `pandastack token create` makes one"
+         `pandastack serve` mints one at its first start"
     )]
     Weak,
     /// The host gave no random bytes.

@@ -98,7 +98,7 @@ impl Cgroups {
     /// Kills what is left in the group `name` and removes it: recovery after the supervisor was
     /// killed.
     pub fn remove(&self, name: &str) {
-        let dirs = self.parents().iter().map(|parent| parent.join(name));
+        let dirs = self.parents().into_iter().map(|parent| parent.join(name));
         Cgroup { dirs: dirs.filter(|dir| dir.is_dir()).collect() }.kill();
     }
 

@@ -24,9 +24,9 @@ pub type Token = [u8; TOKEN_LEN];
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 9;
 /// Longest payload.
-pub const MAX_PAYLOAD: usize = 64 * 1024;
+pub const MAX_PAYLOAD: usize = 160 * 1024;
 /// Most raw bytes in one DATA frame: the payload without the channel.
-pub const MAX_DATA: usize = MAX_PAYLOAD - 1;
+pub const MAX_DATA: usize = 64 * 1024 - 1;
 /// What a DATA frame costs beyond its bytes, so that tiny frames are no way around the window.
 pub const DATA_OVERHEAD: u32 = 64;
 /// Credit of each direction of a new stream.

@@ -98,7 +98,7 @@ impl Manager {
         baked.map_err(|source| CreateError::Bake { template: template.name.clone(), source })
     }
 
-    /// Journals the sandbox, registers it and starts its owner.
+    /// Registers and journals the sandbox and starts its owner.
     fn launch(
         &self,
         request: NewSandbox,
@@ -119,12 +119,15 @@ impl Manager {
         };
         let id = birth.id;
         let record = record(&birth, &limits, launch.source.name());
-        core.store.create(&record).map_err(CreateError::Journal)?;
-        launch.stages.mark("journal");
         let (sender, mailbox) = mpsc::channel(MAILBOX);
         let sandbox = Arc::new(Sandbox::new(birth, limits, core.config.log_bytes, sender));
+        core.register(sandbox.clone())?;
+        if let Err(error) = core.store.create(&record) {
+            core.forget(id);
+            return Err(CreateError::Journal(error));
+        }
+        launch.stages.mark("journal");
         sandbox.history.push("sandbox.creating", json!({}));
-        core.register(sandbox.clone());
         let owner = Owner { core: core.clone(), sandbox, mailbox };
         core.tasks.spawn(owner.start(launch));
         Ok(id)

@@ -10,6 +10,9 @@ use crate::ring::{Cursor, Ring};
 /// Longest line; a longer one is cut there, so that a stream without line ends stays bounded.
 const MAX_LINE: usize = 8 << 10;
 
+/// Bytes of lines kept of a sandbox that has ended by itself.
+const LAST_WORDS: usize = 16 << 10;
+
 /// What a line costs besides its text.
 const LINE_OVERHEAD: usize = 48;
 
@@ -53,6 +56,11 @@ impl Logs {
     /// Waits for a line after `cursor`; `false` when the sandbox has ended.
     pub async fn more(&self, cursor: Cursor) -> bool {
         self.0.more(cursor).await
+    }
+
+    /// Keeps only the last lines: of a sandbox that ended and of which many are remembered.
+    pub(crate) fn shrink(&self) {
+        self.0.shrink(LAST_WORDS);
     }
 
     pub(crate) fn close(&self) {

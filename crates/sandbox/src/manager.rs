@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,7 +48,6 @@ pub(crate) struct Core {
     admission: Arc<Admission>,
     registry: Mutex<Registry>,
     creating: Arc<AtomicUsize>,
-    closing: AtomicBool,
     /// Keeps other servers out of the instance directory.
     _lock: File,
 }
@@ -58,6 +57,8 @@ struct Registry {
     sandboxes: HashMap<SandboxId, Arc<Sandbox>>,
     /// Those that ended by themselves, oldest first. May name some that are gone.
     ended: VecDeque<SandboxId>,
+    /// Set once, by the shutdown: nothing is registered any more.
+    closed: bool,
 }
 
 impl Manager {
@@ -78,7 +79,6 @@ impl Manager {
             admission: Arc::new(Admission::new(&config)),
             registry: Mutex::default(),
             creating: Arc::default(),
-            closing: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             config,
             engine,
@@ -134,7 +134,8 @@ impl Manager {
     /// Ends every sandbox and waits until nothing is left. Creates are refused from now on.
     pub async fn shutdown(&self) {
         let core = &self.core;
-        core.closing.store(true, Ordering::SeqCst);
+        // Under the registry's lock, so that a create on its way is either ended below or refused.
+        lock(&core.registry).closed = true;
         core.pool.close().await;
         let mut ending = tokio::task::JoinSet::new();
         for sandbox in core.all() {
@@ -156,8 +157,14 @@ impl Core {
         lock(&self.registry).sandboxes.values().cloned().collect()
     }
 
-    pub(crate) fn register(&self, sandbox: Arc<Sandbox>) {
-        lock(&self.registry).sandboxes.insert(sandbox.id(), sandbox);
+    /// Makes a sandbox known, unless the server is shutting down.
+    pub(crate) fn register(&self, sandbox: Arc<Sandbox>) -> Result<(), CreateError> {
+        let mut registry = lock(&self.registry);
+        if registry.closed {
+            return Err(CreateError::ShuttingDown);
+        }
+        registry.sandboxes.insert(sandbox.id(), sandbox);
+        Ok(())
     }
 
     /// The sandbox is gone for good.
@@ -169,7 +176,7 @@ impl Core {
     pub(crate) fn note_ended(&self, id: SandboxId) {
         let surplus: Vec<Arc<Sandbox>> = {
             let mut registry = lock(&self.registry);
-            let Registry { sandboxes, ended } = &mut *registry;
+            let Registry { sandboxes, ended, .. } = &mut *registry;
             ended.retain(|id| sandboxes.contains_key(id));
             ended.push_back(id);
             let surplus = ended.len().saturating_sub(self.config.ended_max);
@@ -182,14 +189,17 @@ impl Core {
 
     /// Lets a create in, or says why not.
     pub(crate) fn admit(&self, size: Size) -> Result<Permit, CreateError> {
-        if self.closing.load(Ordering::SeqCst) {
-            return Err(CreateError::ShuttingDown);
-        }
         // Those that are being created have a permit, and those that ended have no machine.
         let counted = |sandbox: &&Arc<Sandbox>| {
             matches!(sandbox.state(), State::Running | State::Paused | State::Stopping)
         };
-        let registered = lock(&self.registry).sandboxes.values().filter(counted).count();
+        let registered = {
+            let registry = lock(&self.registry);
+            if registry.closed {
+                return Err(CreateError::ShuttingDown);
+            }
+            registry.sandboxes.values().filter(counted).count()
+        };
         self.admission.admit(size, registered)
     }
 

@@ -211,6 +211,7 @@ impl Owner {
         self.journal_end(State::Failed, Some(reason));
         self.show(State::Failed, Some(reason));
         self.release(Some(housed)).await;
+        self.sandbox.logs.shrink();
         self.core.note_ended(self.sandbox.id());
     }
 

@@ -42,7 +42,7 @@ pub(crate) fn clean(machines: &Path, store: &Store, engine: &dyn Engine) -> Resu
         }
         write(store, Transition { to: State::Deleted, ..step(&record.id, from, reason) })?;
     }
-    remove_machines(machines, engine)
+    remove_machines(machines, |machine| engine.clear(machine))
         .map_err(|source| StartError::Directory { path: machines.to_owned(), source })
 }
 
@@ -58,14 +58,15 @@ fn write(store: &Store, change: Transition) -> Result<(), StartError> {
     }
 }
 
-fn remove_machines(machines: &Path, engine: &dyn Engine) -> io::Result<()> {
+/// `clear` removes what the machine of this name left outside its directory.
+fn remove_machines(machines: &Path, clear: impl Fn(&str)) -> io::Result<()> {
     match std::fs::read_dir(machines) {
         Ok(entries) => {
             for entry in entries {
                 let entry = entry?;
                 let path = entry.path();
                 kill_leftover(&path);
-                engine.clear(&entry.file_name().to_string_lossy());
+                clear(&entry.file_name().to_string_lossy());
                 std::fs::remove_dir_all(&path)?;
             }
             Ok(())
@@ -142,7 +143,7 @@ mod tests {
             std::fs::write(dir.join("pid"), format!("{}\n", child.id())).unwrap();
             processes.push((ours, child));
         }
-        remove_machines(&machines).unwrap();
+        remove_machines(&machines, |_| {}).unwrap();
         assert_eq!(std::fs::read_dir(&machines).unwrap().count(), 0);
         for (ours, mut child) in processes {
             let until = Instant::now() + Duration::from_secs(5);

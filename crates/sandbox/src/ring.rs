@@ -46,10 +46,7 @@ impl<T: Clone> Ring<T> {
             inner.items.push_back((cost, item));
             inner.cost += cost;
             inner.pushed += 1;
-            while inner.cost > inner.budget {
-                let Some((cost, _)) = inner.items.pop_front() else { break };
-                inner.cost -= cost;
-            }
+            inner.trim();
             inner.pushed
         };
         self.signal.send_modify(|signal| signal.0 = signal.0.max(pushed));
@@ -81,9 +78,26 @@ impl<T: Clone> Ring<T> {
         woken.is_ok_and(|signal| signal.0 > cursor.0)
     }
 
+    /// Makes do with less from now on, if `budget` is less.
+    pub(crate) fn shrink(&self, budget: usize) {
+        let mut inner = lock(&self.inner);
+        inner.budget = inner.budget.min(budget);
+        inner.trim();
+        inner.items.shrink_to_fit();
+    }
+
     /// Tells waiting readers that nothing will come any more.
     pub(crate) fn close(&self) {
         self.signal.send_modify(|signal| signal.1 = false);
+    }
+}
+
+impl<T> Inner<T> {
+    fn trim(&mut self) {
+        while self.cost > self.budget {
+            let Some((cost, _)) = self.items.pop_front() else { break };
+            self.cost -= cost;
+        }
     }
 }
 
@@ -104,6 +118,9 @@ mod tests {
         ring.push(1, 10);
         assert_eq!(ring.after(cursor).0, [10]);
         assert_eq!(ring.tail(5, |item| item % 2 == 0).0, [8, 10]);
+        ring.shrink(1);
+        ring.push(1, 11);
+        assert_eq!(ring.after(start).0, [11]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{Api, access, auth, guard};
 
 /// Routes of the contract that this server does not have yet. Named, so that clients hear that
 /// and not that their sandbox is missing.
-const NOT_YET: [&str; 12] = [
+const NOT_YET: [&str; 18] = [
     "/v1/sandboxes/{id}/hibernate",
     "/v1/sandboxes/{id}/stop",
     "/v1/sandboxes/{id}/wake",
@@ -31,9 +31,15 @@ const NOT_YET: [&str; 12] = [
     "/v1/sandboxes/{id}/fork-tree",
     "/v1/sandboxes/{id}/promote",
     "/v1/sandboxes/{id}/repl",
+    "/v1/sandboxes/{id}/repl/sessions",
+    "/v1/sandboxes/{id}/preview-token",
+    "/v1/sandboxes/{id}/mcp",
     "/v1/sandboxes/{id}/exec/ws",
     "/v1/sandboxes/{id}/exec/pty",
     "/v1/snapshots",
+    "/v1/volumes",
+    "/v1/me/tokens",
+    "/v1/templates/build",
 ];
 
 /// Everything, with its guards around it.
