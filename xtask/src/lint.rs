@@ -71,7 +71,9 @@ pub fn run() -> Result<()> {
 }
 
 fn metadata() -> Result<Value> {
-    let (ok, text) = capture(&mut cargo(&["metadata", "--locked", "--format-version=1"]))?;
+    let platform = "--filter-platform=x86_64-unknown-linux-gnu";
+    let arguments = ["metadata", "--locked", "--format-version=1", platform];
+    let (ok, text) = capture(&mut cargo(&arguments))?;
     if !ok {
         bail!("cargo metadata failed");
     }

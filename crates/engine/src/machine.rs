@@ -85,6 +85,9 @@ pub trait Machine: Send + Sync {
     /// Process id of the machine on the host.
     fn pid(&self) -> u32;
 
+    /// Makes it yield to machines that somebody waits for, or makes it one of those again.
+    fn set_background(&self, background: bool);
+
     /// Lets the vCPUs run.
     async fn run(&self) -> Result<(), EngineError>;
 

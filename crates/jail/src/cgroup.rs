@@ -72,8 +72,6 @@ impl Cgroups {
                 let group = Cgroup { dirs: vec![dir.clone()] };
                 write(&dir, "memory.max", limits.memory_bytes)?;
                 write(&dir, "pids.max", u64::from(limits.pids))?;
-                // A host may have left the cpu controller off; a weight is not a wall.
-                let _ = write(&dir, "cpu.weight", u64::from(limits.cpu_weight));
                 group
             }
             Self::V1(parents) => {
@@ -85,13 +83,13 @@ impl Cgroups {
                     match *controller {
                         "memory" => write(&dir, "memory.limit_in_bytes", limits.memory_bytes)?,
                         "pids" => write(&dir, "pids.max", u64::from(limits.pids))?,
-                        // 1024 shares are the default that a weight of 100 stands for.
-                        _ => write(&dir, "cpu.shares", u64::from(limits.cpu_weight) * 1024 / 100)?,
+                        _ => {}
                     }
                 }
                 group
             }
         };
+        group.set_cpu_weight(limits.cpu_weight);
         Ok(Some(group))
     }
 
@@ -148,8 +146,11 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Writes to a file that must exist: a control file is never created.
 fn write(dir: &Path, file: &str, value: u64) -> io::Result<()> {
-    fs::write(dir.join(file), value.to_string())
+    use io::Write;
+    let mut file = fs::File::options().write(true).open(dir.join(file))?;
+    file.write_all(value.to_string().as_bytes())
 }
 
 /// One machine's group. Dropping it removes its directories, which works once it is empty.
@@ -162,6 +163,16 @@ impl Cgroup {
     /// Moves a process into the group.
     pub fn add(&self, pid: u32) -> io::Result<()> {
         self.dirs.iter().try_for_each(|dir| write(dir, "cgroup.procs", u64::from(pid)))
+    }
+
+    /// Changes its share of the processors under contention; 100 is everybody's default. A host
+    /// may have left the controller off: a weight is not a wall.
+    pub fn set_cpu_weight(&self, weight: u32) {
+        for dir in &self.dirs {
+            let _ = write(dir, "cpu.weight", u64::from(weight));
+            // 1024 shares are the default that a weight of 100 stands for.
+            let _ = write(dir, "cpu.shares", u64::from(weight) * 1024 / 100);
+        }
     }
 
     /// Kills every process in the group.
@@ -210,8 +221,12 @@ mod tests {
     #[test]
     fn version_one_gets_a_directory_per_controller() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["memory", "cpu"] {
-            fs::create_dir(dir.path().join(name)).unwrap();
+        for (name, file) in [("memory", "memory.limit_in_bytes"), ("cpu", "cpu.shares")] {
+            let group = dir.path().join(name).join("pandastack/m1");
+            fs::create_dir_all(&group).unwrap();
+            for file in [file, "cgroup.procs"] {
+                fs::write(group.join(file), "").unwrap();
+            }
         }
         let groups = Cgroups::find_below(dir.path());
         assert_eq!(groups.name(), "cgroup-v1");
@@ -229,9 +244,15 @@ mod tests {
         fs::write(dir.path().join("cgroup.controllers"), "cpu io").unwrap();
         assert_eq!(Cgroups::find_below(dir.path()), Cgroups::None);
         fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let own = dir.path().join("pandastack/m1");
+        fs::create_dir_all(&own).unwrap();
+        for file in ["memory.max", "pids.max", "cpu.weight"] {
+            fs::write(own.join(file), "").unwrap();
+        }
         let groups = Cgroups::find_below(dir.path());
         let group = groups.create("m1", LIMITS).unwrap().unwrap();
-        assert_eq!(group.dirs, [dir.path().join("pandastack/m1")]);
+        assert_eq!(group.dirs, [own.clone()]);
+        assert_eq!(fs::read_to_string(own.join("cpu.weight")).unwrap(), "50");
     }
 
     const LIMITS: CgroupLimits = CgroupLimits { memory_bytes: 1 << 20, pids: 8, cpu_weight: 50 };

@@ -82,6 +82,7 @@ pub(crate) async fn adopt(
     deadline: Duration,
     stages: &mut Stages,
 ) -> Result<(), CreateError> {
+    machine.set_background(false);
     let ready = async {
         machine.run().await.map_err(CreateError::Machine)?;
         stages.mark("run");
@@ -104,6 +105,7 @@ pub(crate) async fn park(
     deadline: Duration,
 ) -> Result<Housed, CreateError> {
     let housed = restore(engine, machines, bake, new_name()).await?;
+    housed.machine.set_background(true);
     let warm = warm_up(&*housed.machine, &bake.image.warm_up, deadline).await;
     if let Err(error) = warm {
         housed.machine.kill().await;

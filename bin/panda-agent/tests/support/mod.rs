@@ -1,4 +1,5 @@
 //! The real agent in development mode, and a client for it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -9,11 +9,11 @@
 //!                                   guest shuts down (SHUTDOWN event)┘    Exit published
 //! ```
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
-use pandastack_jail::Child;
+use pandastack_jail::{Cgroup, Child};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -23,6 +23,9 @@ use super::usage;
 use crate::agent::AgentClient;
 use crate::{EngineError, Exit, Machine, Usage};
 
+/// Share of the processors of a machine that nobody waits for, where others have 100.
+const BACKGROUND_WEIGHT: u32 = 5;
+
 /// A machine of the qemu engine.
 pub(super) struct QemuMachine {
     child: Arc<Child>,
@@ -30,6 +33,8 @@ pub(super) struct QemuMachine {
     agent: AgentClient,
     exit: watch::Receiver<Option<Exit>>,
     killed: Arc<AtomicBool>,
+    /// Owned by the task that watches over the machine.
+    cgroup: Weak<Cgroup>,
 }
 
 impl QemuMachine {
@@ -39,10 +44,11 @@ impl QemuMachine {
         let agent = AgentClient::connect(process.agent.take().ok_or_else(missing)?);
         let events = process.events.take().ok_or_else(missing)?;
         let (child, qmp) = (process.child().clone(), process.qmp.clone());
+        let cgroup = process.cgroup();
         let killed = Arc::new(AtomicBool::new(false));
         let (publish, exit) = watch::channel(None);
         tokio::spawn(watch_over(process, events, killed.clone(), publish));
-        Ok(Self { child, qmp, agent, exit, killed })
+        Ok(Self { child, qmp, agent, exit, killed, cgroup })
     }
 }
 
@@ -54,6 +60,13 @@ impl Machine for QemuMachine {
 
     fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    fn set_background(&self, background: bool) {
+        if let Some(cgroup) = self.cgroup.upgrade() {
+            let weight = if background { BACKGROUND_WEIGHT } else { process::CPU_WEIGHT };
+            cgroup.set_cpu_weight(weight);
+        }
     }
 
     async fn run(&self) -> Result<(), EngineError> {

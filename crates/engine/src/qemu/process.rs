@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use pandastack_jail::{Cgroup, CgroupLimits, Cgroups, Child, Filter, Program, Rlimits};
 use pandastack_types::Size;
@@ -24,6 +24,9 @@ const MAX_COMPLAINTS: usize = 16 << 10;
 /// Host memory that a machine may use beyond its guest's: translated code, QEMU's heap and
 /// libraries, and page cache of its private disk, which is charged to it.
 const OVERHEAD_BYTES: u64 = (TRANSLATION_CACHE_MB as u64 + 192) << 20;
+
+/// Share of the processors of a machine that somebody waits for: everybody's default.
+pub(super) const CPU_WEIGHT: u32 = 100;
 
 /// Files of a machine, by what they are for; numbers are assigned by [`start`].
 pub(super) struct Files {
@@ -130,6 +133,11 @@ impl Process {
         self.complaints.lock().expect("no panic under this lock").trim().to_owned()
     }
 
+    /// The group, as long as the process has not been reaped.
+    pub fn cgroup(&self) -> Weak<Cgroup> {
+        self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+
     /// The group to remove once the process is reaped.
     pub fn take_cgroup(&mut self) -> Option<Arc<Cgroup>> {
         self.cgroup.take()
@@ -151,7 +159,7 @@ pub(super) async fn ended(child: &Arc<Child>) -> io::Result<()> {
 /// that every later machine profits from, charged to the one that came first.
 fn limits(size: Size) -> CgroupLimits {
     let memory_bytes = 2 * size.memory_bytes() + OVERHEAD_BYTES;
-    CgroupLimits { memory_bytes, pids: 128, cpu_weight: 100 }
+    CgroupLimits { memory_bytes, pids: 128, cpu_weight: CPU_WEIGHT }
 }
 
 fn open_null() -> Result<File, EngineError> {

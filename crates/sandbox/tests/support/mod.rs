@@ -161,6 +161,8 @@ impl Machine for FakeMachine {
         std::process::id()
     }
 
+    fn set_background(&self, _background: bool) {}
+
     async fn run(&self) -> Result<(), EngineError> {
         self.shared.running.send_replace(true);
         Ok(())
