@@ -211,7 +211,7 @@ fn fill_the_host_disk(mount: &Path) -> Result<()> {
         sandbox.try_exec("dd if=/dev/urandom of=/root/x bs=1M count=200; sync; echo after", 120)?;
     assert_eq!(answer.status, 200, "{}", answer.text());
     // With no room left, a create is refused clearly and leaves nothing.
-    fs::write(mount.join("filler"), vec![1u8; 64 << 20]).unwrap_err();
+    fs::write(mount.join("filler"), vec![1u8; 64 << 20]).expect_err("24 MiB are not 64");
     let refused = client.post("/v1/sandboxes", &json!({ "template": "base" }))?;
     assert!(refused.status >= 500 && !refused.error().is_empty(), "{}", refused.text());
     fs::remove_file(mount.join("filler"))?;
