@@ -56,6 +56,7 @@ fn first_process() -> anyhow::Result<()> {
 
 fn development(number: &str) -> anyhow::Result<()> {
     let number = number.parse().context("the descriptor is no number")?;
+    sys::keep_descriptors().context("keep inherited descriptors from commands")?;
     let socket = sys::inherited(number).context("use the inherited descriptor")?;
     // Orphans of commands come to us, as they come to PID 1.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))

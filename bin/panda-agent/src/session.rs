@@ -20,7 +20,7 @@ use crate::guest::Guest;
 use crate::lane::{Lane, Progress};
 use crate::survey;
 
-/// Longest text of a failure, so that a path of 64 KiB in it still fits in a frame.
+/// Longest text of a failure, so that it still fits in a frame with a long path in it.
 const MAX_MESSAGE: usize = 1024;
 
 /// What is being done for a stream.

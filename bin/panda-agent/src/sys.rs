@@ -64,10 +64,19 @@ pub fn loopback_up(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
     Ok(())
 }
 
+/// Keeps every descriptor that the agent was started with from its commands, except the first three.
+pub fn keep_descriptors() -> rustix::io::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    let (first, last) = (3 as libc::c_uint, libc::c_uint::MAX);
+    // SAFETY: sets a flag on descriptors and closes none.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, CLOSE_RANGE_CLOEXEC) };
+    check(done as i32).map(drop)
+}
+
 /// Takes over a descriptor that was inherited by number.
 pub fn inherited(number: i32) -> rustix::io::Result<OwnedFd> {
     // SAFETY: fcntl on a number that is no descriptor fails without any effect.
-    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    check(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
     // SAFETY: it is open, as fcntl has shown, and the caller was given it to own.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -1,4 +1,5 @@
 //! Identity, tokens, measurements and the start of connections, through the real agent.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -65,6 +66,9 @@ async fn quiesce_wants_silence() {
     let agent = Agent::start().await;
     agent.client.quiesce().await.unwrap();
     let session = agent.client.exec(shell("sleep 982.1")).await.unwrap();
+    while !runs("982.1") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert_eq!(code(agent.client.quiesce().await), ErrorCode::TooMany);
     drop(session);
     assert!(gone("982.1").await);

@@ -1,4 +1,5 @@
 //! The client against agents that lie.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

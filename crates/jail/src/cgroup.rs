@@ -48,7 +48,7 @@ impl Cgroups {
             .into_iter()
             .map(|name| (name, mount.join(name).join(PARENT)))
             .filter(|(_, dir)| dir.parent().is_some_and(Path::is_dir))
-            .filter(|(_, dir)| make_dir(dir).is_ok())
+            .filter(|(_, dir)| make_dir(dir).is_ok() && is_writable(dir))
             .collect();
         if found.is_empty() { Self::None } else { Self::V1(found) }
     }
@@ -131,7 +131,7 @@ fn unified_parent(mount: &Path) -> Option<PathBuf> {
         return None;
     }
     let parent = mount.join(PARENT);
-    make_dir(&parent).ok()?;
+    make_dir(&parent).ok().filter(|()| is_writable(&parent))?;
     for dir in [mount, &parent] {
         let wanted = if has("cpu") { "+memory +pids +cpu" } else { "+memory +pids" };
         fs::write(dir.join("cgroup.subtree_control"), wanted).ok()?;
@@ -144,6 +144,11 @@ fn make_dir(dir: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
     }
+}
+
+/// Whether we may make groups in there: another user's server may have made the directory.
+fn is_writable(dir: &Path) -> bool {
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
 /// Writes to a file that must exist: a control file is never created.

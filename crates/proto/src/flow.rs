@@ -13,7 +13,8 @@ pub enum WindowError {
     Overflow,
 }
 
-/// What a DATA frame with `len` bytes costs. A payload is at most 64 KiB, so this cannot wrap.
+/// What a DATA frame with `len` bytes costs. A payload is short, so this
+/// cannot wrap.
 fn cost(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX).saturating_add(DATA_OVERHEAD)
 }

@@ -11,7 +11,7 @@
 //!
 //!  frame          ┌──────┬───────────┬─────────┬───────────────┐
 //!                 │ kind │ stream    │ length  │ payload       │   integers little-endian,
-//!                 │ u8   │ u32       │ u32     │ ≤ 64 KiB      │   structures are postcard
+//!                 │ u8   │ u32       │ u32     │ ≤ 160 KiB     │   structures are postcard
 //!                 └──────┴───────────┴─────────┴───────────────┘
 //! ```
 //!
@@ -24,7 +24,8 @@
 //! * **towards the agent**, [`MAGIC`] never occurs inside frames. It has no byte below `0xF8`, so
 //!   it is no part of a text, an integer or a header; [`plain_prefix`] splits raw data that
 //!   contains it. The agent looks for it in every byte it reads, drops every stream when it comes,
-//!   and reads frames from there.
+//!   and reads frames from there. If the first bytes of the mark happen to fill up a frame that was
+//!   cut short, they cannot make a valid request of it: none ends in such a byte.
 //! * **towards the host**, the agent answers with [`MAGIC`] and the nonce of the hello. The nonce
 //!   is fresh, so old bytes cannot contain it. The host throws away what comes before, at most
 //!   [`MAX_STALE`] bytes.
@@ -64,6 +65,8 @@ mod encode;
 mod flow;
 mod frame;
 mod message;
+#[cfg(test)]
+mod tests;
 
 pub use decode::{DecodeError, Decoder, Incoming, parse};
 pub use encode::{EncodeError, Encoder};
