@@ -256,7 +256,7 @@ mod tests {
         }
         let groups = Cgroups::find_below(dir.path());
         let group = groups.create("m1", LIMITS).unwrap().unwrap();
-        assert_eq!(group.dirs, [own.clone()]);
+        assert_eq!(group.dirs, std::slice::from_ref(&own));
         assert_eq!(fs::read_to_string(own.join("cpu.weight")).unwrap(), "50");
     }
 

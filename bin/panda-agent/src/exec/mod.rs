@@ -9,7 +9,7 @@
 //!
 //! A command is over when its main process has ended and what was in the pipes at that moment is
 //! sent. Processes that it left in the background live on, as with ssh, but nobody reads their
-//! output any more. Kills reach the whole [tree](tree), wherever its processes went.
+//! output any more. Kills reach the whole tree, wherever its processes went.
 //!
 //! A connection may disappear under a running command, when its guest was copied. The command
 //! then goes on [detached](Exec::detach): its output is read and thrown away.

@@ -1,7 +1,7 @@
 //! Files of the guest.
 //!
 //! Reading and writing is for regular files only: a FIFO or a device could keep the one thread of
-//! the agent waiting, or do something when it is opened. Long operations are [jobs](Progress)
+//! the agent waiting, or do something when it is opened. Long operations are jobs
 //! that move a bounded piece at a time.
 
 mod list;
