@@ -65,15 +65,8 @@ pub fn run() -> Result<()> {
     must(&mut cargo(&clippy))?;
     step("docs");
     must(
-        cargo(&[
-            "doc",
-            "--locked",
-            "--workspace",
-            "--no-deps",
-            "--document-private-items",
-            "--quiet",
-        ])
-        .env("RUSTDOCFLAGS", "-D warnings"),
+        cargo(&["doc", "--locked", "--workspace", "--no-deps", "--quiet"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
     )
 }
 

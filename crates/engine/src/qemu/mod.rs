@@ -6,7 +6,7 @@
 //! never part of a bake: what a guest runs first is slow, so machines are better parked warm.
 //!
 //! QEMU's authors give no security promise for emulation. The jail is the wall: see
-//! `pandastack_jail`, and [`runtime`] for the only files such a process can see.
+//! `pandastack_jail`, and the module `runtime` for the only files such a process can see.
 
 mod bake;
 mod command;
