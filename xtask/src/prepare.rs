@@ -39,9 +39,21 @@ fn python_has_venv() -> bool {
     probe.is_ok_and(|output| output.status.success())
 }
 
-/// Installs missing packages as root; otherwise says exactly what is missing.
+/// What the comparison of transports needs.
+const TRANSPORT: &[Package] = &[Package { name: "qemu-user", present: || exists("qemu-x86_64") }];
+
+/// Makes sure of what the program needs, and the tests if asked.
 pub fn packages(with_tests: bool) -> Result<()> {
-    let wanted = SERVER.iter().chain(if with_tests { TESTS } else { &[] });
+    install(SERVER.iter().chain(if with_tests { TESTS } else { &[] }))
+}
+
+/// Makes sure of what the comparison of transports needs.
+pub fn transport_packages() -> Result<()> {
+    install(TRANSPORT.iter())
+}
+
+/// Installs missing packages as root; otherwise says exactly what is missing.
+fn install<'a>(wanted: impl Iterator<Item = &'a Package>) -> Result<()> {
     let missing: Vec<&str> = wanted.filter(|p| !(p.present)()).map(|p| p.name).collect();
     if missing.is_empty() {
         return Ok(());

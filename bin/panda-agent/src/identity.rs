@@ -27,6 +27,9 @@ const NOBODY: &str = "panda";
 /// `/etc/hosts` maps this address to the host name, as in Debian.
 const OWN_ADDRESS: &str = "127.0.1.1";
 
+/// Most bytes of `/etc/hosts` that are kept.
+const MAX_HOSTS: u64 = 64 * 1024;
+
 /// What an identity is written to. All files are open and stay in place: whatever a tenant
 /// removes or replaces, the next copy of its machine has its own identity where programs look.
 pub struct Files {
@@ -70,8 +73,10 @@ impl Files {
         rustix::system::sethostname(name.as_bytes())?;
         replace(&self.hostname, format!("{name}\n").as_bytes())?;
         let mut hosts = String::new();
-        // A tenant's own lines are kept; a file that is not text any more is started afresh.
-        let _ = (&self.hosts).rewind().and_then(|()| (&self.hosts).read_to_string(&mut hosts));
+        // A tenant's own lines are kept; a file that is not text any more is started afresh, and
+        // one that is longer than anybody needs is cut.
+        let mut old = (&self.hosts).take(MAX_HOSTS);
+        let _ = (&self.hosts).rewind().and_then(|()| old.read_to_string(&mut hosts));
         replace(&self.hosts, with_own_name(&hosts, name).as_bytes())
     }
 }

@@ -58,9 +58,11 @@ fn development(number: &str) -> anyhow::Result<()> {
     let number = number.parse().context("the descriptor is no number")?;
     sys::keep_descriptors().context("keep inherited descriptors from commands")?;
     let socket = sys::inherited(number).context("use the inherited descriptor")?;
-    // Orphans of commands come to us, as they come to PID 1.
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .context("become the reaper of orphans")?;
+    // Orphans of commands come to us, as they come to PID 1. Where the kernel has no such thing (an
+    // emulator of system calls, say) they go to the real one.
+    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        eprintln!("panda-agent: orphans are not ours: {error}");
+    }
     let link = Link::new(socket, link::Kind::Socket).context("prepare the socket")?;
     Server::new(link, Guest::new(None)?)?.run();
     Ok(())

@@ -1,11 +1,10 @@
 //! What the guest says about itself: ports and measurements.
 
-use std::fs::File;
-use std::io::Read;
-
 use pandastack_proto::{Failure, Stats};
+use rustix::io::Errno;
 
 use crate::failure::because;
+use crate::files;
 
 /// Most ports in an answer: at three bytes each they fit in a frame.
 const MAX_PORTS: usize = 16 * 1024;
@@ -68,12 +67,10 @@ fn kilobytes(table: &str, key: &str) -> u64 {
 }
 
 fn read(path: &str) -> Result<String, Failure> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_TABLE).read_to_string(&mut text))
-        .map_err(|error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))
+    let bytes = files::read_start(path, MAX_TABLE)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
         .map_err(because(|| path.to_owned()))?;
-    Ok(text)
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

@@ -54,6 +54,13 @@
 //! it granted closes the connection. So the memory of a connection is bounded by
 //! [`MAX_STREAMS`] × [`INITIAL_WINDOW`], also with tiny frames.
 //!
+//! # Why not HTTP/2
+//!
+//! It does all of this, and an agent that speaks it answers later: the code that a guest runs first
+//! is translated while the client of a create waits, and every request afterwards is some three
+//! times the work. `cargo xtask bench transport` measures both under the translator that a guest
+//! runs on; `docs/benchmarks/transport.md` has the figures.
+//!
 //! # Authority
 //!
 //! Every request carries a token. Until the first [`Request::Resume`] it is all zero; a resume

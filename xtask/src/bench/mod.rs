@@ -5,6 +5,7 @@
 
 mod create;
 mod stats;
+mod transport;
 
 use std::fs;
 
@@ -26,16 +27,27 @@ pub struct Arguments {
 enum Name {
     /// From the request to a ready agent, to the first echo, to the first python; and the end
     Create(create::Plan),
+    /// HTTP/2 in PID 1 against our own frames
+    Transport(transport::Plan),
 }
 
 /// Runs one benchmark, or all of them.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.name {
+        Some(Name::Create(plan)) => with_server(plan),
+        Some(Name::Transport(plan)) => transport::run(plan),
+        None => {
+            with_server(&create::Plan::default())?;
+            transport::run(&transport::Plan::default())
+        }
+    }
+}
+
+fn with_server(plan: &create::Plan) -> Result<()> {
     prepare::packages(false)?;
     let program = prepare::program()?;
     prepare::templates(&program)?;
-    match arguments.name.clone().unwrap_or(Name::Create(create::Plan::default())) {
-        Name::Create(plan) => create::run(&plan),
-    }
+    create::run(plan)
 }
 
 /// Prints a report and keeps it: tables for people and figures for programs.

@@ -2,12 +2,10 @@
 //!
 //! No NSS: the agent is static, and a lookup must not load what a tenant wrote.
 
-use std::fs::File;
-use std::io::Read;
-
 use pandastack_proto::{ErrorCode, Failure};
 
 use crate::failure::refuse;
+use crate::files;
 use crate::sys::Credentials;
 
 /// Most bytes read of either file.
@@ -45,14 +43,9 @@ fn root() -> User {
     }
 }
 
+/// A missing or unreadable file has no users.
 fn read(path: &str) -> String {
-    let mut bytes = Vec::new();
-    // A missing or unreadable file has no users.
-    if let Ok(file) = File::open(path)
-        && file.metadata().is_ok_and(|meta| meta.is_file())
-    {
-        let _ = file.take(MAX_FILE).read_to_end(&mut bytes);
-    }
+    let bytes = files::read_start(path, MAX_FILE).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

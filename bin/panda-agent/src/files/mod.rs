@@ -10,7 +10,10 @@ mod remove;
 mod write;
 
 use std::ffi::{CStr, CString};
-use std::os::fd::BorrowedFd;
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use pandastack_proto::{DirEntry, ErrorCode, Failure, FileKind};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, mkdir, openat, statat};
@@ -34,6 +37,17 @@ pub fn resolve(path: &str) -> Result<CString, Failure> {
     let absolute = if path.starts_with('/') { path.to_owned() } else { format!("{BASE}/{path}") };
     CString::new(absolute)
         .map_err(|_| refuse(ErrorCode::InvalidArgument, "a path cannot contain a NUL character"))
+}
+
+/// The first `max` bytes of a file that a tenant may have replaced by anything.
+pub fn read_start(path: &str, max: u64) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(Errno::INVAL.into());
+    }
+    let mut bytes = Vec::new();
+    file.take(max).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Describes what is at `path`.
@@ -114,11 +128,7 @@ fn regular(path: &CStr, stat: &Stat) -> Result<(), Failure> {
 }
 
 /// Opens a directory to work in it.
-fn open_dir(
-    dir: BorrowedFd<'_>,
-    name: &CStr,
-    flags: OFlags,
-) -> rustix::io::Result<std::os::fd::OwnedFd> {
+fn open_dir(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     openat(dir, name, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
