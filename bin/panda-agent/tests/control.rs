@@ -152,9 +152,13 @@ fn a_new_host_starts_clean_in_the_middle_of_anything() {
     let mut first = RawHost::greet(socket.try_clone().unwrap(), 1);
     first.request(1, Request::Ping);
     assert_eq!(first.reply(1), Ok(Reply::Done));
-    first.request(2, Request::Exec(shell("sleep 980.1 & exec yes")));
+    first.request(2, Request::Exec(shell("sleep 980.1 & exec yes 980.2")));
     let unfinished = [5_u8, 2, 0, 0, 0, 0, 0, 1, 0, 3, b'x', b'y'];
     first.socket.write_all(&unfinished).unwrap();
+    while !(runs("980.1") && runs("980.2")) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Long enough for pipe, window and socket to be full.
     std::thread::sleep(Duration::from_millis(100));
 
     let mut second = RawHost::greet(socket.try_clone().unwrap(), 2);
@@ -165,7 +169,10 @@ fn a_new_host_starts_clean_in_the_middle_of_anything() {
     // Garbage stops the agent from listening, but not from hearing the next host.
     second.socket.write_all(&[0xEE; 5000]).unwrap();
     let mut third = RawHost::greet(socket.try_clone().unwrap(), 3);
-    third.request(7, Request::Exec(shell("pkill -f '[s]leep 980.1'; pkill -x yes; exit 0")));
+    third.request(
+        7,
+        Request::Exec(shell("pkill -f '[s]leep 980.1'; pkill -f '[y]es 980.2'; exit 0")),
+    );
     assert!(matches!(third.reply(7), Ok(Reply::Exited(_))));
     // A number that was used and frames for no stream are ignored.
     third.request(7, Request::Ping);

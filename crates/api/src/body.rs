@@ -8,7 +8,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::Request;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_LENGTH;
+use axum::middleware::Next;
+use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
@@ -22,6 +26,26 @@ const MAX_JSON: usize = 1 << 20;
 const JSON_TIME: Duration = Duration::from_secs(30);
 /// Time for the next piece of a body of any length.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// Bodies up to this length are read before their route runs.
+const SMALL: u64 = 64 << 10;
+
+/// Reads a small body before anything answers the request. A route that does not look at its body
+/// (there is no such sandbox, say) would otherwise answer while the client still sends; the
+/// connection could not be used again, and a client that does so all the same sees it break.
+pub(crate) async fn read_small(request: Request, next: Next) -> Result<Response, ApiError> {
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    if !length.is_some_and(|length: u64| (1..=SMALL).contains(&length)) {
+        return Ok(next.run(request).await);
+    }
+    let (head, body) = request.into_parts();
+    let bytes = timeout(JSON_TIME, body.collect())
+        .await
+        .map_err(|_| too_slow())?
+        .map_err(|_| ApiError::bad_request("the request body broke off"))?
+        .to_bytes();
+    Ok(next.run(Request::from_parts(head, Body::from(bytes))).await)
+}
 
 /// A body that is read piece by piece.
 pub(crate) struct Pieces(Body);

@@ -4,6 +4,7 @@
 mod support;
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -13,6 +14,8 @@ use hyper::{Method, StatusCode};
 use pandastack_api::Options;
 use serde_json::json;
 use support::Server;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn unknown_routes_and_wrong_methods_answer_in_json() {
@@ -147,4 +150,31 @@ async fn smuggled_and_broken_requests_are_not_served() {
         assert!(!answer.contains(" 200 ") && !answer.contains(" 201 "), "{request:?}: {answer}");
     }
     assert!(server.world.manager.list().is_empty());
+}
+
+/// A client whose body follows its head a moment later, as some send it, and who asks again on the
+/// same connection: an answer that does not need the body must not cost the connection.
+#[tokio::test]
+async fn a_body_that_nobody_reads_does_not_break_the_connection() {
+    let server = Server::start().await;
+    let path = "/v1/sandboxes/00000000-0000-4000-8000-000000000000/pause";
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n\
+         content-type: application/json\r\ncontent-length: 15\r\n\r\n",
+        server.key
+    );
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    for _ in 0..3 {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(100), stream.readable()).await;
+        assert!(early.is_err(), "answered before the request was complete");
+        stream.write_all(b"{\"cmd\": \"true\"}").await.unwrap();
+        let mut answer = [0u8; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 404");
+        let mut rest = Vec::new();
+        while !rest.ends_with(b"}") {
+            rest.push(stream.read_u8().await.unwrap());
+        }
+    }
 }

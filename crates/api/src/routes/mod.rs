@@ -17,7 +17,7 @@ use axum::{Router, middleware::Next, response::Response};
 
 use crate::error::ApiError;
 use crate::guard::Guard;
-use crate::{Api, access, auth, guard};
+use crate::{Api, access, auth, body, guard};
 
 /// Routes of the contract that this server does not have yet. Named, so that clients hear that
 /// and not that their sandbox is missing.
@@ -80,6 +80,7 @@ pub(crate) fn router(api: Api, guard: Guard) -> Router {
         .layer(from_fn_with_state(api.clone(), auth::check))
         .layer(from_fn_with_state(guard, guard::check))
         .layer(from_fn(sane_head))
+        .layer(from_fn(body::read_small))
         .layer(from_fn(access::log))
         .with_state(api)
 }
