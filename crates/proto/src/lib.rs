@@ -57,8 +57,8 @@
 //! # Why not HTTP/2
 //!
 //! It does all of this, and an agent that speaks it answers later: the code that a guest runs first
-//! is translated while the client of a create waits, and every request afterwards is some three
-//! times the work. `cargo xtask bench transport` measures both under the translator that a guest
+//! is translated while the client of a create waits, and every request afterwards is about
+//! twice the work. `cargo xtask bench transport` measures both under the translator that a guest
 //! runs on; `docs/benchmarks/transport.md` has the figures.
 //!
 //! # Authority
