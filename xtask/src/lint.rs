@@ -12,6 +12,7 @@ use crate::run::{capture, cargo, must, step, workspace};
 const LAYERS: &[&str] = &[
     "pandastack-types",
     "pandastack-proto",
+    "pandastack-fork",
     "pandastack-jail",
     "pandastack-engine",
     "pandastack-image",
@@ -21,7 +22,8 @@ const LAYERS: &[&str] = &[
 ];
 
 /// Crates with `unsafe` in them, each block with its reason (a clippy lint sees to that).
-const MAY_BE_UNSAFE: &[&str] = &["crates/jail", "bin/panda-agent"];
+const MAY_BE_UNSAFE: &[&str] =
+    &["crates/jail", "bin/panda-agent", "bin/panda-keeper", "bin/panda-qemu-fork"];
 
 /// Licences that an Apache-2.0 program may be made of.
 const LICENCES: &[&str] = &[
