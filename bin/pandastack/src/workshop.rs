@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use pandastack_engine::Bake;
-use pandastack_engine::qemu::QemuEngine;
+use pandastack_engine::qemu::{Parts, QemuEngine};
 use pandastack_image::{Catalog, Recipe};
 use pandastack_types::{Size, TemplateName};
 
@@ -13,6 +13,12 @@ use crate::progress::BuildProgress;
 
 /// The guest's `/init`, built together with this program.
 static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/panda-agent"));
+
+/// What a jailed QEMU runs with, built together with this program.
+static PARTS: Parts = Parts {
+    keeper: include_bytes!(concat!(env!("OUT_DIR"), "/panda-keeper")),
+    fork_library: include_bytes!(concat!(env!("OUT_DIR"), "/libpanda_qemu_fork.so")),
+};
 
 /// Engine and templates. Any number of processes may have the same ones open.
 #[derive(Clone)]
@@ -26,7 +32,7 @@ pub struct Workshop {
 impl Workshop {
     /// Opens the engine and the templates in `data_dir`.
     pub fn open(data_dir: &Path) -> anyhow::Result<Self> {
-        let engine = QemuEngine::open(&data_dir.join("runtime")).context(
+        let engine = QemuEngine::open(&data_dir.join("runtime"), &PARTS).context(
             "this host cannot run sandboxes yet; `pandastack doctor` says what to do about it",
         )?;
         let engine = Arc::new(engine);

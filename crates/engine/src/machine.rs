@@ -71,6 +71,14 @@ pub trait Engine: Send + Sync {
     /// empty directory `dir`, which [`Machine::kill`] leaves to the caller to remove.
     async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError>;
 
+    /// Proves that machines of this host can be forked, by forking one of `bake` and looking at
+    /// both sides: answers, memory, disk. Done once per engine; later calls return the outcome.
+    /// `scratch` is an existing empty directory for the files of the proof, which stay the
+    /// caller's to remove. An error says why [`Machine::fork`] must not be used.
+    async fn prove_fork(&self, _bake: &Bake, _scratch: &Path) -> Result<(), EngineError> {
+        Err(EngineError::NoFork("this engine does not fork".into()))
+    }
+
     /// Ends and removes what the machine whose directory had this name left on the host besides
     /// that directory: recovery after the server that owned it was killed.
     fn clear(&self, _machine: &str) {}
@@ -94,6 +102,23 @@ pub trait Machine: Send + Sync {
     /// Stops the vCPUs; memory and devices stay.
     async fn pause(&self) -> Result<(), EngineError>;
 
+    /// Makes one copy of this machine per directory: memory, devices and disk of one instant, the
+    /// same for all. The machine itself goes on as it was, running or paused; it stands still
+    /// for milliseconds, whatever its memory and disk hold. The copies stand still and are
+    /// nobody's yet: each needs an identity of its own. The directories exist and are empty.
+    /// All copies or none.
+    async fn fork(&self, _dirs: &[&Path]) -> Result<Forked, EngineError> {
+        Err(EngineError::NoFork("this engine does not fork".into()))
+    }
+
+    /// Writes the machine as it is at this instant into the existing empty directory `out`, whose
+    /// content is then that of a [`Bake`] of the same image and size, independent of everything
+    /// else. The machine goes on as it was after milliseconds; writing takes longer. `scratch`
+    /// is an existing empty directory that is used meanwhile and stays the caller's to remove.
+    async fn snapshot(&self, _scratch: &Path, _out: &Path) -> Result<(), EngineError> {
+        Err(EngineError::NoFork("this engine does not fork".into()))
+    }
+
     /// Ends the machine now and waits until its process is gone. Idempotent.
     async fn kill(&self);
 
@@ -102,6 +127,15 @@ pub trait Machine: Send + Sync {
 
     /// What it costs the host at this moment.
     fn usage(&self) -> Option<Usage>;
+}
+
+/// Copies of a machine.
+#[derive(Default)]
+pub struct Forked {
+    /// In the order of their directories.
+    pub machines: Vec<Box<dyn Machine>>,
+    /// How long the original stood still.
+    pub pause: Duration,
 }
 
 /// How a machine ended.
@@ -166,6 +200,9 @@ pub enum EngineError {
     /// Something took longer than its deadline.
     #[error("{0} took too long")]
     Deadline(&'static str),
+    /// Machines cannot be forked here.
+    #[error("machines cannot be forked: {0}")]
+    NoFork(String),
     /// The guest's agent did not answer as it should.
     #[error("the guest agent failed")]
     Agent(#[from] crate::agent::AgentError),

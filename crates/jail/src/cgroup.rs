@@ -6,11 +6,14 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Our directory in each hierarchy.
 const PARENT: &str = "pandastack";
+/// Group of the keepers of forks, in the unified hierarchy.
+const KEEPERS: &str = "keepers";
 
 /// Ceilings of one machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +96,22 @@ impl Cgroups {
         Ok(Some(group))
     }
 
+    /// Control files that the keeper of a fork leaves the group of the forked machine through: it
+    /// was born in there, may live longer, and a group with a process in it cannot be removed.
+    /// Used like [`Cgroup::join_files`].
+    pub fn keeper_files(&self) -> io::Result<Vec<OwnedFd>> {
+        match self {
+            Self::None => Ok(Vec::new()),
+            // A group of the unified hierarchy that has groups below has no processes itself.
+            Self::V2(parent) => {
+                let leaf = parent.join(KEEPERS);
+                make_dir(&leaf)?;
+                Ok(vec![join_file(&leaf)?])
+            }
+            Self::V1(parents) => parents.iter().map(|(_, dir)| join_file(dir)).collect(),
+        }
+    }
+
     /// Kills what is left in the group `name` and removes it: recovery after the supervisor was
     /// killed.
     pub fn remove(&self, name: &str) {
@@ -158,6 +177,14 @@ fn write(dir: &Path, file: &str, value: u64) -> io::Result<()> {
     file.write_all(value.to_string().as_bytes())
 }
 
+fn join_file(dir: &Path) -> io::Result<OwnedFd> {
+    let open = |name| fs::File::options().write(true).open(dir.join(name)).map(OwnedFd::from);
+    match open("tasks") {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => open("cgroup.procs"),
+        other => other,
+    }
+}
+
 /// One machine's group. Dropping it removes its directories, which works once it is empty.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -165,9 +192,15 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Moves a process into the group.
-    pub fn add(&self, pid: u32) -> io::Result<()> {
-        self.dirs.iter().try_for_each(|dir| write(dir, "cgroup.procs", u64::from(pid)))
+    /// The control files that a process with one thread joins the group through, by writing `0` to
+    /// each; open for writing only.
+    ///
+    /// A thread that moves itself through `tasks` is the one case in which the kernel does not
+    /// first wait for an RCU grace period; `cgroup.procs`, the only such file of the unified
+    /// hierarchy, was measured to take 10 to 20 ms. The kernel checks the permission of whoever
+    /// opened the file, so the writer needs none.
+    pub fn join_files(&self) -> io::Result<Vec<OwnedFd>> {
+        self.dirs.iter().map(|dir| join_file(dir)).collect()
     }
 
     /// Changes its share of the processors under contention; 100 is everybody's default. A host
@@ -229,7 +262,7 @@ mod tests {
         for (name, file) in [("memory", "memory.limit_in_bytes"), ("cpu", "cpu.shares")] {
             let group = dir.path().join(name).join("pandastack/m1");
             fs::create_dir_all(&group).unwrap();
-            for file in [file, "cgroup.procs"] {
+            for file in [file, "tasks", "cgroup.procs"] {
                 fs::write(group.join(file), "").unwrap();
             }
         }
@@ -239,8 +272,11 @@ mod tests {
         let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
         assert_eq!(read("memory/pandastack/m1/memory.limit_in_bytes"), "1048576");
         assert_eq!(read("cpu/pandastack/m1/cpu.shares"), "512");
-        group.add(42).unwrap();
-        assert_eq!(read("memory/pandastack/m1/cgroup.procs"), "42");
+        join(&group);
+        for controller in ["memory", "cpu"] {
+            assert_eq!(read(&format!("{controller}/pandastack/m1/tasks")), "0");
+            assert_eq!(read(&format!("{controller}/pandastack/m1/cgroup.procs")), "");
+        }
     }
 
     #[test]
@@ -251,13 +287,28 @@ mod tests {
         fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
         let own = dir.path().join("pandastack/m1");
         fs::create_dir_all(&own).unwrap();
-        for file in ["memory.max", "pids.max", "cpu.weight"] {
+        for file in ["memory.max", "pids.max", "cpu.weight", "cgroup.procs"] {
             fs::write(own.join(file), "").unwrap();
         }
         let groups = Cgroups::find_below(dir.path());
         let group = groups.create("m1", LIMITS).unwrap().unwrap();
         assert_eq!(group.dirs, std::slice::from_ref(&own));
         assert_eq!(fs::read_to_string(own.join("cpu.weight")).unwrap(), "50");
+        join(&group);
+        assert_eq!(fs::read_to_string(own.join("cgroup.procs")).unwrap(), "0");
+        fs::remove_file(own.join("cgroup.procs")).unwrap();
+        assert!(group.join_files().is_err(), "a control file is never created");
+        assert!(!own.join("tasks").exists());
+    }
+
+    /// What a process does that joins.
+    fn join(group: &Cgroup) {
+        use std::io::{Read, Write};
+        for file in group.join_files().unwrap() {
+            let mut file = fs::File::from(file);
+            file.write_all(b"0").unwrap();
+            assert!(file.read(&mut [0]).is_err(), "it is for writing only");
+        }
     }
 
     const LIMITS: CgroupLimits = CgroupLimits { memory_bytes: 1 << 20, pids: 8, cpu_weight: 50 };

@@ -1,16 +1,21 @@
-//! What a jailed process does between its birth and its program.
+//! What the two processes of a jail do between their birth and their programs: process 1 shuts
+//! the jail and makes process 2; then it becomes the keeper, and process 2 the program.
 //!
 //! This code runs in a copy of a multi-threaded process, in which any lock may be held by a
 //! thread that no longer exists. So it allocates nothing, takes no lock and calls only thin
 //! wrappers of system calls, on data that the parent prepared.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_ulong};
-use std::os::fd::RawFd;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use libc::{rlimit, sock_filter, sock_fprog};
+use pandastack_fork::CHILD_FLAGS;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 /// A step of the set-up, so that a failure can say where it happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
     /// Waiting for the supervisor.
@@ -29,12 +34,18 @@ pub enum Step {
     ParentDeath,
     /// Installing the seccomp filter.
     Seccomp,
+    /// Making the program's process.
+    Fork,
+    /// Joining the control group.
+    Groups,
+    /// Becoming the keeper.
+    Init,
     /// Executing the program.
     Exec,
 }
 
 impl Step {
-    const ALL: [Step; 9] = [
+    const ALL: [Step; 12] = [
         Step::Wait,
         Step::Descriptors,
         Step::Root,
@@ -43,6 +54,9 @@ impl Step {
         Step::Privileges,
         Step::ParentDeath,
         Step::Seccomp,
+        Step::Fork,
+        Step::Groups,
+        Step::Init,
         Step::Exec,
     ];
 
@@ -52,32 +66,39 @@ impl Step {
     }
 }
 
-/// Written by the child once everything but `execve` is done.
+/// Said by process 1, with a pidfd of process 2, once everything but `execve` is done.
 pub(crate) const READY: u8 = 0;
 
 /// Ids inside the jail's user namespace: neither root nor anybody that owns a file.
 pub(crate) const INNER_ID: u32 = 1000;
 
-/// Everything that the child needs, in the form that system calls take.
+/// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: sets of 64 bits.
+const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// Everything that the children need, in the form that system calls take.
 pub(crate) struct Plan {
     /// New root directory.
     pub root: CString,
-    /// Program, as seen from the new root.
+    /// Program of process 1, as seen from the new root.
+    pub init: CString,
+    /// Null-terminated.
+    pub init_argv: [*const c_char; 2],
+    /// Program of process 2, as seen from the new root.
     pub program: CString,
-    /// Owns the strings that `argv` points to.
-    pub _args: Vec<CString>,
     /// Null-terminated.
     pub argv: Vec<*const c_char>,
-    /// Null-terminated and otherwise empty.
-    pub envp: [*const c_char; 1],
-    /// Descriptor `sources[n]` becomes descriptor `n`.
+    /// Null-terminated.
+    pub envp: Vec<*const c_char>,
+    /// Owns the strings that `argv` and `envp` point to.
+    pub _strings: [Vec<CString>; 2],
+    /// Descriptor `sources[n]` becomes descriptor `n`: first those of the program, then the link
+    /// to the supervisor, then the control files of the groups to join. All are above their
+    /// targets.
     pub sources: Vec<RawFd>,
-    /// Read end of the supervisor's word.
-    pub orders: RawFd,
-    /// Write end for READY or a failure.
-    pub status: RawFd,
-    /// The supervisor's ends of the two pipes, of which the child has copies.
-    pub foreign: [RawFd; 2],
+    /// How many of them are the program's.
+    pub given: usize,
+    /// The supervisor's end of the link, of which the child has a copy.
+    pub foreign: RawFd,
     /// Resource limits, in order.
     pub limits: Vec<(c_int, rlimit)>,
     /// The seccomp filter.
@@ -87,36 +108,36 @@ pub(crate) struct Plan {
 }
 
 /// A failed step with its `errno`.
-type Outcome = Result<(), (Step, c_int)>;
+type Failure = (Step, c_int);
+type Outcome<T = ()> = Result<T, Failure>;
 
-/// Sets the jail up and executes the program; reports the failure otherwise. Never returns.
+/// Shuts the jail, divides into two processes and executes their programs; reports the failure
+/// otherwise. Never returns.
 pub(crate) fn enter(plan: &Plan) -> ! {
-    let status = plan.sources.len() as RawFd;
-    let (step, errno) = match set_up(plan) {
+    // Where the link is at the moment.
+    let mut link = plan.sources[plan.given];
+    let (step, errno) = match set_up(plan, &mut link).and_then(|()| divide()) {
         Err(failure) => failure,
-        Ok(()) => {
-            // SAFETY: all pointers are null-terminated arrays of valid C strings owned by `plan`.
-            unsafe { libc::execve(plan.program.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr()) };
-            (Step::Exec, errno())
-        }
+        Ok(Side::One { two }) => become_keeper(plan, &mut link, two),
+        Ok(Side::Two) => become_program(plan, link),
     };
     let report = [step as u8, errno as u8];
-    // Until the descriptors were put in place the pipe has its old number.
-    let fd = if step <= Step::Descriptors { plan.status } else { status };
     // SAFETY: `report` is valid for its length.
-    unsafe { libc::write(fd, report.as_ptr().cast(), report.len()) };
+    unsafe { libc::write(link, report.as_ptr().cast(), report.len()) };
+    // Until the supervisor has read the report and ends both, or is gone. A link that ends with an
+    // order unread would give it an error instead of the report: unix(7).
+    while wait_for_order(link).is_ok() {}
     // SAFETY: _exit runs no destructors or handlers of the copied process.
     unsafe { libc::_exit(127) }
 }
 
-fn set_up(plan: &Plan) -> Outcome {
-    for fd in plan.foreign {
-        // A pipe whose write end we hold ourselves would never read as ended.
-        // SAFETY: closing a number is safe; both are copies that nobody uses here.
-        unsafe { libc::close(fd) };
-    }
-    wait_for_order(plan.orders)?;
-    let (status, orders) = place_descriptors(plan)?;
+fn set_up(plan: &Plan, link: &mut RawFd) -> Outcome {
+    // A link whose other end we hold ourselves would never read as ended.
+    // SAFETY: closing a number is safe; it is a copy that nobody uses here.
+    unsafe { libc::close(plan.foreign) };
+    wait_for_order(*link)?;
+    place_descriptors(plan)?;
+    *link = plan.given as RawFd;
     enter_root(&plan.root)?;
     // While the host's own /proc is still in sight: the kernel lets a user namespace mount a
     // new one only where a whole one is visible (mount_too_revealing in fs/namespace.c).
@@ -127,16 +148,100 @@ fn set_up(plan: &Plan) -> Outcome {
         check(Step::Limits, unsafe { libc::setrlimit(*resource as _, limit) })?;
     }
     drop_privileges(plan.drop_groups)?;
-    // After the last change of ids, which would clear it. The supervisor's word below closes the
+    // After the last change of ids, which would clear it. The supervisor's next word closes the
     // window in which the supervisor died before this line.
     // SAFETY: prctl with these options takes plain integers.
     check(Step::ParentDeath, unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong, 0, 0, 0)
     })?;
-    install_filter(&plan.filter)?;
-    // SAFETY: one readable byte.
-    unsafe { libc::write(status, [READY].as_ptr().cast(), 1) };
-    wait_for_order(orders)
+    install_filter(&plan.filter)
+}
+
+/// Which of the two processes this is.
+enum Side {
+    /// Process 1, with a pidfd of process 2.
+    One { two: RawFd },
+    /// Process 2.
+    Two,
+}
+
+/// Makes process 2, the same way in which keepers of forked programs do.
+fn divide() -> Outcome<Side> {
+    let (mut pidfd, own_stack, unused): (RawFd, usize, usize) = (-1, 0, 0);
+    // SAFETY: without CLONE_VM the child has its own copy of memory and of this stack, as after
+    // fork(2); the kernel stores the pidfd in a valid place.
+    let made = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            c_ulong::from(CHILD_FLAGS),
+            own_stack,
+            &raw mut pidfd,
+            unused,
+            unused,
+        )
+    };
+    match made {
+        -1 => Err((Step::Fork, errno())),
+        0 => Ok(Side::Two),
+        _ => Ok(Side::One { two: pidfd }),
+    }
+}
+
+/// Hands process 2 over to the supervisor, lets go of everything and executes the keeper.
+fn become_keeper(plan: &Plan, link: &mut RawFd, two: RawFd) -> Failure {
+    let done = say_ready(*link, two).and_then(|()| wait_for_order(*link)).and_then(|()| {
+        // SAFETY: dup3 and close_range on plain integers.
+        unsafe {
+            if *link != 0 {
+                check(Step::Init, libc::dup3(*link, 0, libc::O_CLOEXEC))?;
+                *link = 0;
+            }
+            check(Step::Init, libc::close_range(1, u32::MAX, 0))
+        }
+    });
+    match done {
+        Err(failure) => failure,
+        Ok(()) => {
+            let nothing = [std::ptr::null()];
+            // SAFETY: all pointers are null-terminated arrays of valid C strings owned by `plan`.
+            unsafe {
+                libc::execve(plan.init.as_ptr(), plan.init_argv.as_ptr(), nothing.as_ptr());
+            }
+            (Step::Init, errno())
+        }
+    }
+}
+
+/// Joins the control groups and executes the program.
+fn become_program(plan: &Plan, link: RawFd) -> Failure {
+    for group in plan.given + 1..plan.sources.len() {
+        // SAFETY: one readable byte. It says "the writer" instead of a process id.
+        let wrote = unsafe { libc::write(group as RawFd, b"0".as_ptr().cast(), 1) };
+        if wrote != 1 {
+            return (Step::Groups, errno());
+        }
+    }
+    if let Err(failure) = wait_for_order(link) {
+        return failure;
+    }
+    // SAFETY: all pointers are null-terminated arrays of valid C strings owned by `plan`.
+    unsafe { libc::execve(plan.program.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr()) };
+    (Step::Exec, errno())
+}
+
+/// Sends READY with the pidfd of process 2.
+fn say_ready(link: RawFd, two: RawFd) -> Outcome {
+    // SAFETY: both are open, and this process does nothing else meanwhile.
+    let (link, two) = unsafe { (BorrowedFd::borrow_raw(link), BorrowedFd::borrow_raw(two)) };
+    let two = [two];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut attached = SendAncillaryBuffer::new(&mut space);
+    attached.push(SendAncillaryMessage::ScmRights(&two));
+    let word = [IoSlice::new(&[READY])];
+    match rustix::net::sendmsg(link, &word, &mut attached, SendFlags::NOSIGNAL) {
+        Ok(_) => Ok(()),
+        Err(e) => Err((Step::Fork, e.raw_os_error())),
+    }
 }
 
 /// Blocks until the supervisor writes a byte; its death reads as end of file.
@@ -152,25 +257,17 @@ fn wait_for_order(fd: RawFd) -> Outcome {
     }
 }
 
-/// Puts `sources` on 0, 1, 2…, then the status and order pipes, and closes everything else.
-fn place_descriptors(plan: &Plan) -> Result<(RawFd, RawFd), (Step, c_int)> {
+/// Puts `sources` on 0, 1, 2… and closes everything else.
+fn place_descriptors(plan: &Plan) -> Outcome {
     let step = Step::Descriptors;
-    let count = plan.sources.len() as RawFd;
-    let (status, orders) = (count, count + 1);
-    // First out of the way of every target, so that no dup2 overwrites a source still needed.
-    let above = orders + 1;
-    // SAFETY: fcntl, dup3, close_range and sigprocmask on plain integers and valid pointers.
+    // SAFETY: dup3, close_range and sigprocmask on plain integers and valid pointers.
     unsafe {
-        let lift = |fd| libc::fcntl(fd, libc::F_DUPFD, above);
-        let (lifted_status, lifted_orders) = (lift(plan.status), lift(plan.orders));
-        check(step, lifted_status.min(lifted_orders))?;
         for (target, source) in plan.sources.iter().enumerate() {
-            // The supervisor lifted every source above the targets: nothing is overwritten.
-            check(step, libc::dup2(*source, target as RawFd))?;
+            // Only the program's own get through `execve`.
+            let flags = if target < plan.given { 0 } else { libc::O_CLOEXEC };
+            check(step, libc::dup3(*source, target as RawFd, flags))?;
         }
-        check(step, libc::dup3(lifted_status, status, libc::O_CLOEXEC))?;
-        check(step, libc::dup3(lifted_orders, orders, libc::O_CLOEXEC))?;
-        check(step, libc::close_range(above as u32, u32::MAX, 0))?;
+        check(step, libc::close_range(plan.sources.len() as u32, u32::MAX, 0))?;
         // The supervisor's runtime may block signals and ignore SIGPIPE.
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
@@ -178,7 +275,7 @@ fn place_descriptors(plan: &Plan) -> Result<(RawFd, RawFd), (Step, c_int)> {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::setsid();
     }
-    Ok((status, orders))
+    Ok(())
 }
 
 /// Mounts `root`, read-only, and goes there.
@@ -210,20 +307,20 @@ fn leave_host() -> Outcome {
     }
 }
 
-/// The process's own `/proc`: it shows nothing but this process, and it is how a program opens
-/// an inherited descriptor by path (`/proc/self/fd/N`).
+/// The jail's own `/proc`, through which a program opens an inherited descriptor by path
+/// (`/proc/self/fd/N`). Forks share it, so it shows a program only what it may trace: itself.
 fn mount_proc() -> Outcome {
-    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    // SAFETY: null-terminated strings.
-    check(Step::Proc, unsafe {
-        libc::mount(
-            c"proc".as_ptr(),
-            c"proc".as_ptr(),
-            c"proc".as_ptr(),
-            flags,
-            c"subset=pid".as_ptr().cast(),
-        )
-    })
+    let mount = |options: &CStr| {
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        let proc = c"proc".as_ptr();
+        // SAFETY: null-terminated strings.
+        check(Step::Proc, unsafe { libc::mount(proc, proc, proc, flags, options.as_ptr().cast()) })
+    };
+    match mount(c"subset=pid,hidepid=ptraceable") {
+        // A kernel that knows only one of the two.
+        Err((_, libc::EINVAL)) => mount(c"subset=pid"),
+        other => other,
+    }
 }
 
 /// Leaves no capability in any set, no way to regain one, and an id that owns nothing.
@@ -231,7 +328,8 @@ fn drop_privileges(drop_groups: bool) -> Outcome {
     let step = Step::Privileges;
     // Raw calls where ids change: the C library's versions signal every thread it believes to have
     // and wait for them, for ever in a copy of a process whose other threads do not exist.
-    // SAFETY: prctl and set*id take plain integers; setgroups reads no list of length 0.
+    // SAFETY: prctl and set*id take plain integers; setgroups reads no list of length 0; capset
+    // reads a header of two words and, in this version, two structures of three.
     unsafe {
         // CAP_LAST_CAP is below 64; numbers that the kernel does not know fail with EINVAL.
         for capability in 0..64 as c_ulong {
@@ -243,8 +341,13 @@ fn drop_privileges(drop_groups: bool) -> Outcome {
             check(step, libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) as c_int)?;
         }
         check(step, raw3(libc::SYS_setresgid, INNER_ID))?;
-        // Leaving id 0 clears the effective, permitted and ambient sets: capabilities(7).
         check(step, raw3(libc::SYS_setresuid, INNER_ID))?;
+        // A change of ids clears capabilities only if it leaves id 0, which nobody has in here;
+        // `execve` would clear them too, but only after it has looked at the program with them.
+        let this_process = [LINUX_CAPABILITY_VERSION_3, 0];
+        let no_capabilities = [0u32; 6];
+        let (header, data) = (this_process.as_ptr(), no_capabilities.as_ptr());
+        check(step, libc::syscall(libc::SYS_capset, header, data) as c_int)?;
         check(step, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as c_ulong, 0, 0, 0))
     }
 }

@@ -5,28 +5,41 @@
 //! are its world, and there is no network, no capability and no way to get either back. What a
 //! host cannot provide is a [`Level`] that callers show to people; it is never skipped silently.
 //!
+//! The program is process 2 of its namespaces: process 1 is a keeper that outlives it, because a
+//! program can fork, and its forks must not end with it.
+//!
 //! ```text
-//!   supervisor                         child (all namespaces new)
-//!   ──────────                         ──────────────────────────
-//!   clone3 ───────────────────────────▶ wait
-//!   uid_map, gid_map, cgroup
-//!   "mapped" ─────────────────────────▶ descriptors, root, rlimits, ids, seccomp,
-//!                                       die-with-parent
-//!          ◀───────────────────────── "ready"
-//!   "go" ─────────────────────────────▶ execve
+//!   supervisor                   process 1 (all namespaces new)     process 2
+//!   ──────────                   ──────────────────────────────     ─────────
+//!   clone3 ────────────────────▶ wait
+//!   uid_map, gid_map
+//!   "mapped" ──────────────────▶ descriptors, root, rlimits, ids,
+//!                                die-with-parent, seccomp
+//!                                clone ───────────────────────────▶ cgroup
+//!          ◀── "ready" + pidfd ─ wait                               wait
+//!   "go", "go" ────────────────▶ close everything
+//!                                execve keeper                      execve program
 //!          ◀── end of file, or the step and errno that failed
 //! ```
+//!
+//! Whoever ends process 1 ends everything in there, and the kernel does so when the supervisor
+//! dies. [`Child::kill`] ends the program alone.
 
 mod cgroup;
 mod child;
+mod ids;
 mod probe;
+mod process;
 mod seccomp;
 mod spawn;
+mod spawner;
 mod tsc;
 
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups};
 pub use child::Step;
 pub use probe::{Level, probe};
+pub use process::Child;
 pub use seccomp::Filter;
-pub use spawn::{Child, Program, Rlimits, SpawnError, spawn};
+pub use spawn::{Program, Rlimits, SpawnError};
+pub use spawner::spawn;
 pub use tsc::tsc_khz;

@@ -1,40 +1,50 @@
-//! Starting a jailed process.
+//! Starting a jailed program.
 //!
-//! `clone3` makes the child inside its namespaces at once. The invariant: a child lives no longer
-//! than the supervisor. `PR_SET_PDEATHSIG` fires when the *thread* that made the child ends, so
-//! all children are made by one thread that lives as long as the program.
+//! `clone3` makes process 1 inside its namespaces at once; once the jail is shut, process 1 makes
+//! process 2, the program, and turns into the keeper. The invariant: nobody in there lives longer
+//! than the supervisor. `PR_SET_PDEATHSIG` ends process 1 and so the whole family, but it fires
+//! when the *thread* that made the child ends: see [`crate::spawner`].
 
-use std::ffi::CString;
-use std::fs;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ffi::{CString, c_char};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::Arc;
 
 use libc::{c_int, rlimit};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Signal, WaitId, WaitIdOptions};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
+    SocketType,
+};
 
-use crate::child::{INNER_ID, Plan, READY, Step, enter};
+use crate::child::{Plan, READY, Step, enter};
+use crate::ids::OuterIds;
+use crate::process::{Child, Init};
 use crate::{Cgroup, Filter};
 
 /// A program and the whole world it will see.
 pub struct Program {
     /// Directory that becomes `/`, read-only. It must contain an empty directory `proc`.
     pub root: PathBuf,
-    /// The program, a path in that directory.
+    /// The keeper (`panda-keeper`), a path in that directory. It becomes process 1, without any
+    /// descriptor or environment, and stays until the program and all its forks are gone.
+    pub init: CString,
+    /// The program, a path in that directory. It becomes process 2.
     pub path: CString,
     /// Arguments, with the program's name first.
     pub args: Vec<CString>,
+    /// Environment, `NAME=value` each.
+    pub env: Vec<CString>,
     /// Descriptor n of the new process is `descriptors[n]`; it has no others.
     pub descriptors: Vec<Arc<OwnedFd>>,
     /// Resource limits.
     pub rlimits: Rlimits,
     /// System calls it may not make.
     pub filter: Arc<Filter>,
-    /// Joined before the program starts.
+    /// Joined by the program before it starts. The keeper, which may stay longer, is not in it.
     pub cgroup: Option<Arc<Cgroup>>,
 }
 
@@ -45,41 +55,10 @@ pub struct Rlimits {
     pub file_size: u64,
     /// Open descriptors.
     pub descriptors: u64,
-    /// Processes and threads of its user id.
+    /// Processes and threads of its user id. The whole family of a program's forks counts: their
+    /// user namespaces lie inside the first one, and so does the accounting. So this has to be
+    /// large; the bound for each machine is the one of its control group.
     pub processes: u64,
-}
-
-/// A running jailed process.
-#[derive(Debug)]
-pub struct Child {
-    pid: u32,
-    pidfd: OwnedFd,
-}
-
-impl Child {
-    /// Its process id on the host.
-    pub fn pid(&self) -> u32 {
-        self.pid
-    }
-
-    /// Becomes readable when the process has ended.
-    pub fn pidfd(&self) -> &OwnedFd {
-        &self.pidfd
-    }
-
-    /// Ends the process now. It stays until [`Child::reap`].
-    pub fn kill(&self) {
-        // The only failure is that it is already gone.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-    }
-
-    /// Collects the ended process; waits for its end if it has not come yet.
-    pub fn reap(&self) {
-        use std::os::fd::AsFd;
-        let wait =
-            || rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
-        while wait().is_err_and(|e| e == rustix::io::Errno::INTR) {}
-    }
 }
 
 /// Why a process could not be jailed and started.
@@ -111,74 +90,73 @@ pub enum SpawnError {
     Vanished,
 }
 
-/// Jails and starts a program. Blocks for about 2 ms, until the program was executed.
-pub fn spawn(program: Program) -> Result<Child, SpawnError> {
-    type Job = (Program, mpsc::SyncSender<Result<Child, SpawnError>>);
-    static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
-    let spawner = SPAWNER.get_or_init(|| {
-        let (jobs, queue) = mpsc::channel::<Job>();
-        // The thread that children die with: it ends with the program.
-        std::thread::Builder::new()
-            .name("spawner".into())
-            .spawn(move || {
-                for (program, answer) in queue {
-                    let _ = answer.send(spawn_here(program));
-                }
-            })
-            .expect("a thread at start-up");
-        jobs
-    });
-    let (answer, result) = mpsc::sync_channel(1);
-    spawner.send((program, answer)).map_err(|_| SpawnError::Vanished)?;
-    result.recv().map_err(|_| SpawnError::Vanished)?
-}
-
-fn spawn_here(program: Program) -> Result<Child, SpawnError> {
-    let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
-        Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
-    };
-    let (orders_read, orders) = pipe().map_err(SpawnError::Clone)?;
-    let (status, status_write) = pipe().map_err(SpawnError::Clone)?;
-    // Sources are lifted above every target, so that placing one overwrites no other.
-    let lowest = program.descriptors.len() as c_int + 2;
-    let lifted: Vec<OwnedFd> = program
+/// Jails and starts a program, and waits until both it and its keeper were executed.
+///
+/// Only for the thread that children die with; everybody else calls [`crate::spawn()`].
+pub(crate) fn start(program: Program) -> Result<(Init, Child), SpawnError> {
+    let (link, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|e| SpawnError::Clone(e.into()))?;
+    let groups = program.cgroup.as_ref().map_or(Ok(Vec::new()), |group| group.join_files());
+    let groups =
+        groups.map_err(|source| SpawnError::Supervise { what: "the control group", source })?;
+    let sources: Vec<BorrowedFd<'_>> = program
         .descriptors
         .iter()
-        .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd.as_ref(), lowest))
+        .map(|fd| fd.as_fd())
+        .chain([theirs.as_fd()])
+        .chain(groups.iter().map(AsFd::as_fd))
+        .collect();
+    // Sources are lifted above every target, so that placing one overwrites no other.
+    let lowest = sources.len() as RawFd;
+    let lifted: Vec<OwnedFd> = sources
+        .into_iter()
+        .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, lowest))
         .collect::<Result<_, _>>()
         .map_err(|e| SpawnError::Clone(e.into()))?;
     let outer = OuterIds::choose();
-    let argv = program.args.iter().map(|a| a.as_ptr()).chain([std::ptr::null()]).collect();
     let plan = Plan {
         root: CString::new(program.root.as_os_str().as_bytes())
             .map_err(|e| SpawnError::Clone(e.into()))?,
+        init_argv: [program.init.as_ptr(), std::ptr::null()],
+        init: program.init,
         program: program.path,
-        argv,
-        _args: program.args,
-        envp: [std::ptr::null()],
+        argv: pointers(&program.args),
+        envp: pointers(&program.env),
+        _strings: [program.args, program.env],
         sources: lifted.iter().map(AsRawFd::as_raw_fd).collect(),
-        orders: orders_read.as_raw_fd(),
-        status: status_write.as_raw_fd(),
-        foreign: [orders.as_raw_fd(), status.as_raw_fd()],
+        given: program.descriptors.len(),
+        foreign: link.as_raw_fd(),
         limits: program.rlimits.list(),
         filter: program.filter.program().to_vec(),
         drop_groups: outer.privileged,
     };
-    let child = clone_into_jail(&plan).map_err(SpawnError::Clone)?;
-    drop((orders_read, status_write));
-    let supervised = supervise(&child, &outer, program.cgroup.as_deref(), orders, status);
-    if supervised.is_err() {
-        child.kill();
-        child.reap();
+    let init = clone_into_jail(&plan).map_err(SpawnError::Clone)?;
+    // The link has to end when the children's copies do.
+    drop((lifted, theirs));
+    match supervise(&init, &outer, &link) {
+        Ok(child) => Ok((init, child)),
+        Err(error) => {
+            init.end();
+            Err(error)
+        }
     }
-    supervised.map(|()| child)
 }
 
-/// Time for each half of a child's set-up, which takes a millisecond on an idle host.
+/// What `execve` takes: an array that ends with a null. The strings must outlive it.
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+/// Time for each part of a child's set-up, which takes a millisecond on an idle host.
 const DEADLINE_SECONDS: i64 = 20;
 
-/// Makes the child in its own namespaces.
-fn clone_into_jail(plan: &Plan) -> io::Result<Child> {
+/// Makes process 1 in its own namespaces.
+fn clone_into_jail(plan: &Plan) -> io::Result<Init> {
     let mut pidfd: RawFd = -1;
     let namespaces = libc::CLONE_NEWUSER
         | libc::CLONE_NEWNS
@@ -201,104 +179,79 @@ fn clone_into_jail(plan: &Plan) -> io::Result<Child> {
         -1 => Err(io::Error::last_os_error()),
         0 => enter(plan),
         // SAFETY: the kernel stored a new descriptor, which nobody else owns.
-        _ => Ok(Child { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        _ => Ok(Init { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
     }
 }
 
-/// Gives the child its ids and group, lets it go, and waits for its program to start.
-fn supervise(
-    child: &Child,
-    outer: &OuterIds,
-    cgroup: Option<&Cgroup>,
-    orders: OwnedFd,
-    status: OwnedFd,
-) -> Result<(), SpawnError> {
-    let failed = |what| move |source| SpawnError::Supervise { what, source };
-    outer.map(child.pid).map_err(failed("the ids"))?;
-    if let Some(cgroup) = cgroup {
-        cgroup.add(child.pid).map_err(failed("the control group"))?;
+/// Gives process 1 its ids, lets it set the jail up, and waits for both programs to start.
+fn supervise(init: &Init, outer: &OuterIds, link: &OwnedFd) -> Result<Child, SpawnError> {
+    outer.map(init.pid).map_err(|source| SpawnError::Supervise { what: "the ids", source })?;
+    let order = || match rustix::net::send(link, b"!", SendFlags::NOSIGNAL) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(SpawnError::Vanished),
+    };
+    order()?;
+    let child = match receive(link)? {
+        Word::Ready(pidfd) => Child::from_pidfd(pidfd).map_err(|_| SpawnError::Vanished)?,
+        Word::End => return Err(SpawnError::Vanished),
+    };
+    // One for each of the two. Had one of them gone without taking its order, the link would end
+    // with an error: unix(7) resets a connection with unread data.
+    order()?;
+    order()?;
+    // The link ends once both have executed their programs; a failure comes first.
+    match receive(link)? {
+        Word::End => Ok(child),
+        Word::Ready(_) => Err(SpawnError::Vanished),
     }
-    let (mut orders, mut status) = (fs::File::from(orders), fs::File::from(status));
+}
+
+/// What the children say when all is well.
+enum Word {
+    /// The jail is shut and the program's process waits in it.
+    Ready(OwnedFd),
+    /// Nobody has the other end of the link.
+    End,
+}
+
+/// Receives a word of the children. Their failure is an error, and so is a long silence.
+fn receive(link: &OwnedFd) -> Result<Word, SpawnError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut attached = RecvAncillaryBuffer::new(&mut space);
     let mut word = [0u8; 2];
-    orders.write_all(b"m").map_err(|_| SpawnError::Vanished)?;
-    match read_soon(&mut status, &mut word) {
-        Ok(1) if word[0] == READY => {}
-        other => return Err(child_failure(other, word)),
-    }
-    orders.write_all(b"g").map_err(|_| SpawnError::Vanished)?;
-    // The status pipe closes when the program is executed; a failure comes first.
-    match read_soon(&mut status, &mut word) {
-        Ok(0) => Ok(()),
-        other => Err(child_failure(other, word)),
+    let received = receive_soon(link, &mut word, &mut attached);
+    let pidfd = attached.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    match (received, word, pidfd) {
+        (Ok(0), ..) => Ok(Word::End),
+        (Ok(1), [READY, _], Some(pidfd)) => Ok(Word::Ready(pidfd)),
+        (Ok(2), [number, errno], None) => Err(match Step::from_number(number) {
+            None => SpawnError::Vanished,
+            Some(step) => {
+                let source = io::Error::from_raw_os_error(c_int::from(errno));
+                SpawnError::Child { step, source }
+            }
+        }),
+        _ => Err(SpawnError::Vanished),
     }
 }
 
-/// Reads a word of the child, or fails when it says nothing for too long.
-fn read_soon(status: &mut fs::File, word: &mut [u8]) -> io::Result<usize> {
-    let mut ready = [PollFd::new(status, PollFlags::IN)];
+fn receive_soon(
+    link: &OwnedFd,
+    word: &mut [u8],
+    attached: &mut RecvAncillaryBuffer<'_>,
+) -> rustix::io::Result<usize> {
+    let mut ready = [PollFd::new(link, PollFlags::IN)];
     let deadline = Timespec { tv_sec: DEADLINE_SECONDS, tv_nsec: 0 };
     match rustix::event::poll(&mut ready, Some(&deadline))? {
-        0 => Err(io::ErrorKind::TimedOut.into()),
-        _ => status.read(word),
-    }
-}
-
-fn child_failure(read: io::Result<usize>, word: [u8; 2]) -> SpawnError {
-    match (read, Step::from_number(word[0])) {
-        (Ok(2), Some(step)) => {
-            SpawnError::Child { step, source: io::Error::from_raw_os_error(c_int::from(word[1])) }
-        }
-        _ => SpawnError::Vanished,
-    }
-}
-
-/// Host ids that a jailed process runs as.
-struct OuterIds {
-    uid: u32,
-    gid: u32,
-    /// Whether we may map ids other than our own.
-    privileged: bool,
-}
-
-/// First host id given to machines by a privileged supervisor, and how many there are. Far above
-/// the ids of people, of services and of the ranges in subuid(5).
-const FIRST_ID: u32 = 0x6000_0000;
-const ID_COUNT: u32 = 1 << 16;
-
-impl OuterIds {
-    /// An id of its own for each machine where we may; our own id otherwise.
-    fn choose() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        if own.0 == 0 && ids_exist(FIRST_ID + ID_COUNT) {
-            let id = FIRST_ID + NEXT.fetch_add(1, Ordering::Relaxed) % ID_COUNT;
-            Self { uid: id, gid: id, privileged: true }
-        } else {
-            Self { uid: own.0, gid: own.1, privileged: false }
+        0 => Err(rustix::io::Errno::TIMEDOUT),
+        _ => {
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            Ok(rustix::net::recvmsg(link, &mut [IoSliceMut::new(word)], attached, flags)?.bytes)
         }
     }
-
-    /// Writes the maps of the child's user namespace: one id inside, one outside.
-    fn map(&self, pid: u32) -> io::Result<()> {
-        if !self.privileged {
-            // user_namespaces(7): an unprivileged gid map needs setgroups denied first.
-            fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
-        }
-        fs::write(format!("/proc/{pid}/uid_map"), format!("{INNER_ID} {} 1", self.uid))?;
-        fs::write(format!("/proc/{pid}/gid_map"), format!("{INNER_ID} {} 1", self.gid))
-    }
-}
-
-/// Whether `id` exists in this process's user namespace.
-fn ids_exist(id: u32) -> bool {
-    let Ok(map) = fs::read_to_string("/proc/self/uid_map") else { return false };
-    map.lines().any(|line| {
-        let mut numbers = line.split_whitespace().filter_map(|n| n.parse::<u64>().ok());
-        match (numbers.next(), numbers.nth(1)) {
-            (Some(first), Some(count)) => (first..first + count).contains(&u64::from(id)),
-            _ => false,
-        }
-    })
 }
 
 impl Rlimits {

@@ -131,6 +131,10 @@ impl Connection {
     }
 
     /// Authorises the requests from now on.
+    pub(super) fn token(&self) -> Token {
+        self.lock().token
+    }
+
     pub(super) fn set_token(&self, token: Token) {
         self.lock().token = token;
     }

@@ -67,6 +67,14 @@ impl AgentClient {
         self.link.set_token(token);
     }
 
+    /// Greets the agent of a guest that was copied from another one: until it has an identity of
+    /// its own, it takes the token of the guest that it was copied from.
+    pub fn connect_copy(stream: UnixStream, original: &Self) -> Self {
+        let copy = Self::connect(stream);
+        copy.set_token(original.link.token());
+        copy
+    }
+
     /// Waits until the agent has answered the greeting.
     pub async fn hello(&self, deadline: Duration) -> Result<AgentInfo, AgentError> {
         let mut phase = self.link.phase();

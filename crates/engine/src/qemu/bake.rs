@@ -3,7 +3,7 @@
 //! ```text
 //!  memfd (shared) ◀── guest memory ── QEMU ── raw disk file
 //!        │                              │
-//!        ▼ memory (sparse file)         ▼ state: devices only, because shared memory is left out
+//!        ▼ memory (sparse file)         ▼ state: devices only
 //! ```
 //!
 //! Files of a bake: `memory`, `state` and `disk`, the writable disk at that instant, which is a
@@ -12,7 +12,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,9 +21,10 @@ use pandastack_types::Size;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::command::Start;
+use super::command::{Start, fd};
 use super::machine::console;
 use super::process::{self, Files, Host, Process};
+use super::qmp::Qmp;
 use super::runtime::file_error;
 use super::{DISK, MEMORY, STATE, memory};
 use crate::agent::{AgentClient, ExecSpec};
@@ -35,6 +36,8 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 const WARM_UP_DEADLINE: Duration = Duration::from_secs(180);
 /// For saving the device state, a few milliseconds.
 const SAVE_DEADLINE: Duration = Duration::from_secs(30);
+/// Reading 50 KiB of device state takes milliseconds; a host in trouble gets this long.
+const LOAD_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a bake is made of and where its log lines go.
 pub(super) struct Job<'a> {
@@ -52,7 +55,6 @@ pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
     let guest_memory = memory::create(job.size.memory_bytes())
         .map_err(|e| file_error("create", Path::new("guest memory"), e))?;
     let guest_memory = Arc::new(guest_memory);
-    let state = create(&out.join(STATE))?;
 
     let begin = Instant::now();
     (job.log)("booting the guest");
@@ -61,12 +63,13 @@ pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
         root: open(&job.image.root)?,
         disk: open_rw(&disk)?,
         rest: [open(&job.image.kernel)?, open(&job.image.initrd)?],
+        layers: Vec::new(),
     };
     let name = format!("bake-{}", std::process::id());
     let how = Start::Boot { tsc_khz: job.tsc_khz };
     let mut process = process::start(job.host, &name, job.size, how, files).await?;
     let child = process.child().clone();
-    let baked = boot_and_save(job, &mut process, &state, begin).await;
+    let baked = boot_and_save(job, &mut process, &out.join(STATE), begin).await;
     child.kill();
     let _ = process::ended(&child).await;
     drop(process);
@@ -89,7 +92,7 @@ pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
 async fn boot_and_save(
     job: &Job<'_>,
     process: &mut Process,
-    state: &File,
+    state: &Path,
     begin: Instant,
 ) -> Result<(), EngineError> {
     let stream = process.agent.take().ok_or_else(|| EngineError::Ended("no channel".into()))?;
@@ -112,7 +115,7 @@ async fn boot_and_save(
         warm_up(&agent, line, job.log).await?;
     }
     agent.quiesce().await?;
-    save_state(process, state).await?;
+    freeze(process, state).await?;
     (job.log)(&format!("frozen after {} ms", begin.elapsed().as_millis()));
     Ok(())
 }
@@ -134,14 +137,10 @@ async fn warm_up(agent: &AgentClient, line: &str, log: &BakeLog<'_>) -> Result<(
     Err(EngineError::Ended(format!("warm-up line {line:?} failed: {said}")))
 }
 
-/// Stops the machine and has it write its device state to a file of ours. Memory is shared with
-/// us and `x-ignore-shared` leaves it out of the stream.
-async fn save_state(process: &mut Process, state: &File) -> Result<(), EngineError> {
+/// Stops the machine, has it write its device state, and ends it.
+async fn freeze(process: &mut Process, state: &Path) -> Result<(), EngineError> {
     process.qmp.execute("stop", Value::Null).await?;
-    set_capabilities(process).await?;
-    process.qmp.pass_descriptor("state", state.as_fd()).await?;
-    process.qmp.execute("migrate", json!({ "uri": "fd:state" })).await?;
-    migrated(process, SAVE_DEADLINE).await?;
+    save_state(&process.qmp, state).await?;
     // Ends QEMU in good order, so that the disk file is complete and its caches are written.
     let _ = process.qmp.execute("quit", Value::Null).await;
     let child = process.child().clone();
@@ -151,15 +150,28 @@ async fn save_state(process: &mut Process, state: &File) -> Result<(), EngineErr
         .map_err(EngineError::Spawn)
 }
 
-/// Leaves shared memory out of the state, and asks for events about the transfer.
-pub(super) async fn set_capabilities(process: &Process) -> Result<(), EngineError> {
-    let on = |name| json!({ "capability": name, "state": true });
-    let list = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
-    process.qmp.execute("migrate-set-capabilities", list).await.map(drop)
+/// Has a machine that stands still write its device state to a new file. The command is the only
+/// one that leaves memory out whatever it is made of; it came to QEMU with Xen, whence its name,
+/// and has nothing to do with it.
+pub(super) async fn save_state(qmp: &Qmp, path: &Path) -> Result<(), EngineError> {
+    // Write-only: QEMU takes a descriptor of a set only if its mode is exactly the wanted one.
+    let state = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| file_error("create", path, e))?;
+    let set = qmp.add_descriptor(state.as_fd()).await?;
+    let arguments = json!({ "filename": format!("/dev/fdset/{set}"), "live": true });
+    qmp.execute("xen-save-devices-state", arguments).await.map(drop)
 }
 
-/// Waits until the state was written or read.
-pub(super) async fn migrated(process: &mut Process, deadline: Duration) -> Result<(), EngineError> {
+/// Has a new machine read its device state.
+pub(super) async fn load_state(process: &mut Process) -> Result<(), EngineError> {
+    let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+    process.qmp.execute("migrate-set-capabilities", events).await?;
+    let uri = format!("fd:{}", fd::INITRD_OR_STATE);
+    process.qmp.execute("migrate-incoming", json!({ "uri": uri })).await?;
     let gone = || EngineError::Ended("its events were taken".into());
     let complaints = process.complaints();
     let events = process.events.as_mut().ok_or_else(gone)?;
@@ -171,11 +183,11 @@ pub(super) async fn migrated(process: &mut Process, deadline: Duration) -> Resul
                 _ => {}
             }
         }
-        Err(EngineError::Ended(format!("its state could not be moved. {complaints}")))
+        Err(EngineError::Ended(format!("its state could not be read. {complaints}")))
     };
-    tokio::time::timeout(deadline, wait)
+    tokio::time::timeout(LOAD_DEADLINE, wait)
         .await
-        .map_err(|_| EngineError::Deadline("moving the device state"))?
+        .map_err(|_| EngineError::Deadline("reading the device state"))?
 }
 
 /// An empty ext4 file system in a sparse file. No journal: its owner lives once.

@@ -8,6 +8,8 @@ use std::ffi::CString;
 
 use pandastack_types::Size;
 
+use super::runtime::FORK_LIBRARY;
+
 /// Descriptor numbers of a machine's process; 0 to 2 are the standard ones. Low on purpose:
 /// growing the descriptor table of a threaded process beyond 64 waits for an RCU grace period,
 /// some 6 ms.
@@ -16,16 +18,20 @@ pub(super) mod fd {
     pub const QMP: usize = 3;
     /// The guest agent's serial port.
     pub const AGENT: usize = 4;
+    /// Requests to fork.
+    pub const CONTROL: usize = 5;
     /// Guest memory.
-    pub const MEMORY: usize = 5;
+    pub const MEMORY: usize = 6;
     /// Root file system, read-only.
-    pub const ROOT: usize = 6;
+    pub const ROOT: usize = 7;
     /// Writable disk (bake), or the private top layer (restore).
-    pub const DISK: usize = 7;
-    /// Kernel (bake), or the disk's read-only lower layer (restore).
-    pub const KERNEL_OR_BASE: usize = 8;
+    pub const DISK: usize = 8;
+    /// Kernel (bake), or the disk's lowest, read-only layer (restore).
+    pub const KERNEL_OR_BASE: usize = 9;
     /// Initramfs (bake), or device state (restore).
-    pub const INITRD_OR_STATE: usize = 9;
+    pub const INITRD_OR_STATE: usize = 10;
+    /// First of the disk's other read-only layers, lowest first (restore).
+    pub const LAYERS: usize = 11;
 }
 
 /// Agent port's name in the guest.
@@ -49,12 +55,22 @@ pub(super) enum Start {
         tsc_khz: u64,
     },
     /// Maps saved memory privately and waits for device state.
-    Restore,
+    Restore {
+        /// Read-only layers of the disk above the lowest one.
+        layers: usize,
+    },
+}
+
+/// The environment: what loads the library that forks, and tells it where to listen.
+pub(super) fn environment() -> Vec<CString> {
+    [format!("LD_PRELOAD={FORK_LIBRARY}"), format!("PANDA_FORK_FD={}", fd::CONTROL)]
+        .map(|line| CString::new(line).expect("no NUL in our own words"))
+        .to_vec()
 }
 
 /// What of the command line a bake depends on.
 pub(super) fn fingerprint(size: Size) -> String {
-    let words = arguments("", size, Start::Restore);
+    let words = arguments("", size, Start::Restore { layers: 0 });
     words.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
         + &kernel_command_line(0)
 }
@@ -65,12 +81,12 @@ pub(super) fn arguments(program: &str, size: Size, start: Start) -> Vec<CString>
         [program, "-nodefaults", "-no-user-config", "-display", "none"].map(String::from).to_vec();
     let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
 
-    add("-M", "microvm,acpi=on,rtc=on,memory-backend=memory".into());
+    add("-M", "microvm,acpi=on,rtc=on,memory-backend=memory,suppress-vmdesc=on".into());
     add("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MB}"));
     add("-cpu", CPU.into());
     add("-smp", size.cpu.to_string());
     add("-m", size.memory_mb.to_string());
-    let share = if start == Start::Restore { "off" } else { "on" };
+    let share = if matches!(start, Start::Restore { .. }) { "off" } else { "on" };
     add(
         "-object",
         format!(
@@ -92,12 +108,16 @@ pub(super) fn arguments(program: &str, size: Size, start: Start) -> Vec<CString>
     add_disks(&mut add, start);
     // A guest that ends stays until its last words are read; it is never rebooted.
     add("-action", "reboot=shutdown,shutdown=pause,panic=pause".into());
-    add(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
-    );
+    // Not `spawn=deny`: it would forbid forks of this very process. The jail's filter allows
+    // exactly those.
+    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,resourcecontrol=deny".into());
     match start {
-        Start::Restore => add("-incoming", "defer".into()),
+        Start::Restore { .. } => {
+            add("-incoming", "defer".into());
+            // The state is that of devices alone, without the section that comes before it.
+            add("-global", "migration.send-configuration=off".into());
+            words.push("-S".into());
+        }
         Start::Boot { tsc_khz } => {
             add("-kernel", format!("/proc/self/fd/{}", fd::KERNEL_OR_BASE));
             add("-initrd", format!("/proc/self/fd/{}", fd::INITRD_OR_STATE));
@@ -115,8 +135,9 @@ fn add_disks(add: &mut impl FnMut(&str, String), start: Start) {
     };
     set(1, fd::ROOT);
     set(2, fd::DISK);
-    if start == Start::Restore {
+    if let Start::Restore { layers } = start {
         set(3, fd::KERNEL_OR_BASE);
+        (0..layers).for_each(|layer| set(4 + layer, fd::LAYERS + layer));
     }
     let file = |node: &str, set: usize, read_only: bool| {
         format!(
@@ -128,19 +149,27 @@ fn add_disks(add: &mut impl FnMut(&str, String), start: Start) {
             r#"{{"driver":"raw","node-name":"{node}","file":"{file}","read-only":{read_only}}}"#
         )
     };
+    let qcow2 = |node: &str, file: &str, below: &str, read_only: bool| {
+        format!(
+            r#"{{"driver":"qcow2","node-name":"{node}","file":"{file}","backing":"{below}","read-only":{read_only}}}"#
+        )
+    };
     add("-blockdev", file("root-file", 1, true));
     add("-blockdev", raw("root", "root-file", true));
     add("-blockdev", file("disk-file", 2, false));
     match start {
         Start::Boot { .. } => add("-blockdev", raw("disk", "disk-file", false)),
-        Start::Restore => {
+        Start::Restore { layers } => {
             add("-blockdev", file("base-file", 3, true));
             add("-blockdev", raw("base", "base-file", true));
-            add(
-                "-blockdev",
-                r#"{"driver":"qcow2","node-name":"disk","file":"disk-file","backing":"base"}"#
-                    .into(),
-            );
+            let mut below = "base".to_owned();
+            for layer in 0..layers {
+                let node = format!("layer-{layer}");
+                add("-blockdev", file(&format!("{node}-file"), 4 + layer, true));
+                add("-blockdev", qcow2(&node, &format!("{node}-file"), &below, true));
+                below = node;
+            }
+            add("-blockdev", qcow2("disk", "disk-file", &below, false));
         }
     }
     // A full or failing host disk is an I/O error in the guest, not a machine that stops.
@@ -177,12 +206,12 @@ mod tests {
             let pairs = words.windows(2).filter(|p| p[0] == "-device");
             pairs.map(|p| p[1].clone()).collect::<Vec<_>>()
         };
-        assert_eq!(devices(Start::Restore), devices(Start::Boot { tsc_khz: 1 }));
+        assert_eq!(devices(Start::Restore { layers: 3 }), devices(Start::Boot { tsc_khz: 1 }));
     }
 
     #[test]
     fn a_restored_machine_maps_memory_privately_and_boots_nothing() {
-        let line = words(Start::Restore).join(" ");
+        let line = words(Start::Restore { layers: 0 }).join(" ");
         assert!(line.contains("share=off") && line.contains("-incoming defer"));
         assert!(!line.contains("-kernel") && !line.contains("-append"));
         assert!(words(Start::Boot { tsc_khz: 7 }).join(" ").contains("tsc_early_khz=7 "));
@@ -190,7 +219,7 @@ mod tests {
 
     #[test]
     fn no_machine_has_a_network_device() {
-        assert!(!words(Start::Restore).join(" ").contains("net"));
+        assert!(!words(Start::Restore { layers: 0 }).join(" ").contains("net"));
     }
 
     #[test]

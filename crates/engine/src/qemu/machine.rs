@@ -1,4 +1,4 @@
-//! A restored machine and its end.
+//! A machine and its end.
 //!
 //! One task per machine watches for its end, whatever the cause, and is the only place where the
 //! process is reaped:
@@ -8,29 +8,33 @@
 //!     └───────────────┴────────┴── kill ─────────────────────────────┼─▶ reaped, group removed,
 //!                                   guest shuts down (SHUTDOWN event)┘    Exit published
 //! ```
+//!
+//! What changes it meanwhile is in [`Controls`].
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use pandastack_jail::{Cgroup, Child};
-use serde_json::{Value, json};
-use tokio::sync::watch;
+use serde_json::json;
+use tokio::sync::{Mutex, watch};
 
+use super::controls::Controls;
+use super::fork::{Copy, Family};
 use super::process::{self, Process};
 use super::qmp::{Events, Qmp};
 use super::usage;
 use crate::agent::AgentClient;
-use crate::{EngineError, Exit, Machine, Usage};
+use crate::{EngineError, Exit, Forked, Machine, Usage};
 
 /// Share of the processors of a machine that nobody waits for, where others have 100.
 const BACKGROUND_WEIGHT: u32 = 5;
 
 /// A machine of the qemu engine.
 pub(super) struct QemuMachine {
+    controls: Arc<Controls>,
     child: Arc<Child>,
-    qmp: Qmp,
-    agent: AgentClient,
     exit: watch::Receiver<Option<Exit>>,
     killed: Arc<AtomicBool>,
     /// Owned by the task that watches over the machine.
@@ -38,24 +42,35 @@ pub(super) struct QemuMachine {
 }
 
 impl QemuMachine {
-    /// Takes over a started process and watches it from now on.
-    pub fn adopt(mut process: Process) -> Result<Self, EngineError> {
+    /// Takes over a started process and watches it from now on. `original` is the agent of the
+    /// machine that it was copied from.
+    pub fn adopt(
+        family: Arc<Family>,
+        copy: Copy,
+        original: Option<&AgentClient>,
+    ) -> Result<Self, EngineError> {
+        let Copy { mut process, body } = copy;
         let missing = || EngineError::Ended("its channels were taken twice".into());
-        let agent = AgentClient::connect(process.agent.take().ok_or_else(missing)?);
+        let stream = process.agent.take().ok_or_else(missing)?;
+        let agent = match original {
+            Some(original) => AgentClient::connect_copy(stream, original),
+            None => AgentClient::connect(stream),
+        };
         let events = process.events.take().ok_or_else(missing)?;
         let (child, qmp) = (process.child().clone(), process.qmp.clone());
         let cgroup = process.cgroup();
         let killed = Arc::new(AtomicBool::new(false));
         let (publish, exit) = watch::channel(None);
         tokio::spawn(watch_over(process, events, killed.clone(), publish));
-        Ok(Self { child, qmp, agent, exit, killed, cgroup })
+        let controls = Controls { family, qmp, agent, body: Mutex::new(body) };
+        Ok(Self { controls: Arc::new(controls), child, exit, killed, cgroup })
     }
 }
 
 #[async_trait]
 impl Machine for QemuMachine {
     fn agent(&self) -> &AgentClient {
-        &self.agent
+        &self.controls.agent
     }
 
     fn pid(&self) -> u32 {
@@ -70,11 +85,20 @@ impl Machine for QemuMachine {
     }
 
     async fn run(&self) -> Result<(), EngineError> {
-        self.qmp.execute("cont", Value::Null).await.map(drop)
+        self.controls.clone().set_running(true).await
     }
 
     async fn pause(&self) -> Result<(), EngineError> {
-        self.qmp.execute("stop", Value::Null).await.map(drop)
+        self.controls.clone().set_running(false).await
+    }
+
+    async fn fork(&self, dirs: &[&Path]) -> Result<Forked, EngineError> {
+        let dirs = dirs.iter().map(|dir| (*dir).to_owned()).collect();
+        self.controls.clone().fork(dirs).await
+    }
+
+    async fn snapshot(&self, scratch: &Path, out: &Path) -> Result<(), EngineError> {
+        self.controls.clone().snapshot(scratch.to_owned(), out.to_owned()).await
     }
 
     async fn kill(&self) {

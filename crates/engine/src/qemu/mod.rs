@@ -3,37 +3,46 @@
 //!
 //! A bake is a memory file and 50 KiB of device state; restoring maps the former privately and
 //! reads the latter, which takes some 40 ms, most of it QEMU's own start. Translated code is
-//! never part of a bake: what a guest runs first is slow, so machines are better parked warm.
+//! never part of a bake: what a guest runs first is slow. It is part of a process, though, and a
+//! process can be forked (module `fork`): a machine that is a fork of a warm one is warm, and there
+//! in milliseconds. Whether that works on a host is proved first (module `proof`).
 //!
 //! QEMU's authors give no security promise for emulation. The jail is the wall: see
 //! `pandastack_jail`, and the module `runtime` for the only files such a process can see.
 
 mod bake;
+mod channels;
 mod command;
+mod control;
+mod controls;
+mod disk;
+mod fork;
 mod host;
 mod machine;
 mod memory;
 mod process;
+mod proof;
 mod qcow2;
 mod qmp;
 mod runtime;
 mod usage;
 
-use std::collections::HashMap;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pandastack_jail::{Cgroups, Filter};
 use pandastack_types::{Isolation, Size};
-use serde_json::json;
 use tokio::sync::OnceCell;
 
-use self::command::{Start, fd};
+use self::command::Start;
+use self::disk::Disk;
+use self::fork::{Body, Copy, Family};
 use self::machine::QemuMachine;
+use self::memory::loaded::Loaded;
 use self::process::{Files, Host};
 use self::runtime::{Runtime, file_error};
 use crate::{Bake, BakeLog, Engine, EngineError, GuestImage, Machine};
@@ -43,6 +52,8 @@ pub use self::host::{Probe, probe};
 /// File names in a bake's directory.
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
+/// Pages in which a snapshot's memory differs from `memory`.
+const DIFF: &str = "memory.diff";
 const DISK: &str = "disk";
 
 /// File names in a machine's directory.
@@ -50,37 +61,42 @@ const MACHINE_DISK: &str = "disk.qcow2";
 const MACHINE_PID: &str = "pid";
 
 /// Counts in every bake's key; raised when the files of a bake change their meaning.
-const FORMAT: u32 = 1;
-
-/// Reading 50 KiB of device state takes milliseconds; a host in trouble gets this long.
-const RESTORE_DEADLINE: Duration = Duration::from_secs(20);
+const FORMAT: u32 = 2;
 
 /// An empty control group this old belongs to nobody: machines join theirs within milliseconds.
 const OLD_GROUP: Duration = Duration::from_secs(60);
 
-/// A guest's memory, loaded at most once however many ask for it at the same time.
-type LoadedMemory = Arc<OnceCell<Arc<OwnedFd>>>;
-
 /// The engine. One per server.
 pub struct QemuEngine {
-    host: Host,
+    host: Arc<Host>,
     tsc_khz: u64,
-    memories: Mutex<HashMap<String, LoadedMemory>>,
+    memories: Loaded,
+    /// Why machines cannot be forked, or nothing if they can.
+    proof: OnceCell<Option<String>>,
+}
+
+/// Programs that a jailed QEMU runs with, as they are in the file system.
+pub struct Parts {
+    /// `panda-keeper`, a static program.
+    pub keeper: &'static [u8],
+    /// `panda-qemu-fork`, a library for the C library that QEMU uses.
+    pub fork_library: &'static [u8],
 }
 
 impl QemuEngine {
     /// Prepares the engine; `dir` keeps QEMU's file system and what was measured of the host.
     /// Fails where QEMU is missing or the host cannot confine it.
-    pub fn open(dir: &Path) -> Result<Self, EngineError> {
+    pub fn open(dir: &Path, parts: &Parts) -> Result<Self, EngineError> {
         fs::create_dir_all(dir).map_err(|e| file_error("create", dir, e))?;
-        let runtime = Runtime::prepare(dir)?;
+        let runtime = Runtime::prepare(dir, parts)?;
         let tsc_khz = host::stable_tsc_khz(&dir.join("tsc-khz"));
         let cgroups = Cgroups::find();
         cgroups.sweep(OLD_GROUP);
         Ok(Self {
-            host: Host { runtime, filter: Arc::new(Filter::machine()), cgroups },
+            host: Arc::new(Host { runtime, filter: Arc::new(Filter::machine()), cgroups }),
             tsc_khz,
-            memories: Mutex::default(),
+            memories: Loaded::default(),
+            proof: OnceCell::new(),
         })
     }
 
@@ -90,21 +106,10 @@ impl QemuEngine {
     }
 
     async fn memory(&self, bake: &Bake) -> Result<Arc<OwnedFd>, EngineError> {
-        let cell = {
-            let mut memories = self.memories.lock().expect("no panic under this lock");
-            memories.entry(bake.key.clone()).or_default().clone()
-        };
         let path = bake.dir.join(MEMORY);
-        cell.get_or_try_init(|| async {
-            let source = path.clone();
-            tokio::task::spawn_blocking(move || memory::load(&source))
-                .await
-                .map_err(|e| file_error("load", &path, std::io::Error::other(e)))?
-                .map(Arc::new)
-                .map_err(|e| file_error("load", &path, e))
-        })
-        .await
-        .cloned()
+        let diff = Some(bake.dir.join(DIFF)).filter(|diff| diff.exists());
+        let loaded = self.memories.get(&bake.key, &path, diff).await;
+        loaded.map_err(|e| file_error("load", &path, e))
     }
 }
 
@@ -150,30 +155,49 @@ impl Engine for QemuEngine {
         self.host.cgroups.remove(machine);
     }
 
+    async fn prove_fork(&self, bake: &Bake, scratch: &Path) -> Result<(), EngineError> {
+        let proof = self.proof.get_or_init(|| async {
+            let proved = proof::prove(self, bake, scratch).await;
+            proved.err().map(|error| match error {
+                EngineError::NoFork(why) => why,
+                other => process::ErrorChain(&other).to_string(),
+            })
+        });
+        match proof.await {
+            None => Ok(()),
+            Some(why) => Err(EngineError::NoFork(why.clone())),
+        }
+    }
+
     async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError> {
-        let disk = dir.join(MACHINE_DISK);
         let bytes = u64::from(bake.image.disk_mb) << 20;
-        let files = Files {
-            memory: self.memory(bake).await?,
-            root: bake::open(&bake.image.root)?,
-            disk: qcow2::create(&disk, bytes).map_err(|e| file_error("create", &disk, e))?,
-            rest: [bake::open(&bake.dir.join(DISK))?, bake::open(&bake.dir.join(STATE))?],
-        };
+        let (disk, top) = Disk::create(&bake.dir, dir, bytes)?;
+        let (base, layers) = disk.descriptors().map_err(EngineError::Spawn)?;
+        let memory = self.memory(bake).await?;
+        let root = bake::open(&bake.image.root)?;
+        let family = Arc::new(Family {
+            host: self.host.clone(),
+            bake: bake.clone(),
+            common: fork::identities(&[memory.as_fd(), root.as_fd()])?,
+            memory: memory.clone(),
+        });
+        let start = Start::Restore { layers: layers.len() };
+        let rest = [base.into(), bake::open(&bake.dir.join(STATE))?];
+        let files = Files { memory, root, disk: top, rest, layers };
         let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut process =
-            process::start(&self.host, &name, bake.size, Start::Restore, files).await?;
+        let mut process = process::start(&self.host, &name, bake.size, start, files).await?;
         let pid_file = dir.join(MACHINE_PID);
         let restored = async {
             fs::write(&pid_file, process.pid().to_string())
                 .map_err(|e| file_error("write", &pid_file, e))?;
-            bake::set_capabilities(&process).await?;
-            let uri = format!("fd:{}", fd::INITRD_OR_STATE);
-            process.qmp.execute("migrate-incoming", json!({ "uri": uri })).await?;
-            bake::migrated(&mut process, RESTORE_DEADLINE).await
+            bake::load_state(&mut process).await
         }
         .await;
+        let gone = || EngineError::Ended("its control socket was taken".into());
+        let control = process.control.take().ok_or_else(gone)?;
+        let body = Body { control, identities: process.identities, disk, running: false };
         // Adopted in any case: the machine's task also ends and reaps a process that failed.
-        let machine = QemuMachine::adopt(process)?;
+        let machine = QemuMachine::adopt(family, Copy { process, body }, None)?;
         match restored {
             Ok(()) => Ok(Box::new(machine)),
             Err(error) => {

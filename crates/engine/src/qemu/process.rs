@@ -1,5 +1,6 @@
 //! One QEMU process in its jail, with its control channels.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,9 +14,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
-use super::command::{Start, TRANSLATION_CACHE_MB, arguments};
+use super::channels::{self, Identities, Ours};
+use super::command::{Start, TRANSLATION_CACHE_MB, arguments, environment};
+use super::control::Control;
 use super::qmp::{Events, Qmp};
-use super::runtime::Runtime;
+use super::runtime::{KEEPER, Runtime};
 use crate::EngineError;
 
 /// Bytes of QEMU's complaints that are kept.
@@ -28,22 +31,35 @@ const OVERHEAD_BYTES: u64 = (TRANSLATION_CACHE_MB as u64 + 192) << 20;
 /// Share of the processors of a machine that somebody waits for: everybody's default.
 pub(super) const CPU_WEIGHT: u32 = 100;
 
+/// Processes and threads of one machine.
+const MACHINE_TASKS: u32 = 128;
+
+/// Processes and threads of a machine and all of its forks: the kernel counts them together, in
+/// the user namespace that they descend from. Where a host has control groups, [`MACHINE_TASKS`]
+/// bounds each.
+const FAMILY_TASKS: u64 = 16 << 10;
+
 /// Files of a machine, by what they are for; numbers are assigned by [`start`].
 pub(super) struct Files {
     pub memory: Arc<OwnedFd>,
     pub root: File,
     pub disk: File,
-    /// Kernel and initramfs when booting; the disk's lower layer and device state when restoring.
+    /// Kernel and initramfs when booting; the disk's lowest layer and device state when restoring.
     pub rest: [File; 2],
+    /// The disk's other frozen layers, lowest first, when restoring.
+    pub layers: Vec<OwnedFd>,
 }
 
-/// A started process. Dropping it kills the process.
+/// A running process. Dropping it kills the process.
 pub(super) struct Process {
     child: Arc<Child>,
     complaints: Arc<Mutex<String>>,
     pub qmp: Qmp,
     pub events: Option<Events>,
     pub agent: Option<UnixStream>,
+    pub control: Option<Control>,
+    /// Its own ends of the channels.
+    pub identities: Identities,
     /// Removed, once empty, after the process was reaped.
     cgroup: Option<Arc<Cgroup>>,
 }
@@ -55,6 +71,14 @@ pub(super) struct Host {
     pub cgroups: Cgroups,
 }
 
+impl Host {
+    /// The control group of a new machine.
+    pub fn group(&self, name: &str, size: Size) -> Result<Option<Arc<Cgroup>>, EngineError> {
+        let group = self.cgroups.create(name, limits(size)).map_err(EngineError::Spawn)?;
+        Ok(group.map(Arc::new))
+    }
+}
+
 /// Jails and starts QEMU, and opens its monitor.
 pub(super) async fn start(
     host: &Host,
@@ -63,34 +87,28 @@ pub(super) async fn start(
     how: Start,
     files: Files,
 ) -> Result<Process, EngineError> {
-    let pair = || StdUnixStream::pair().map_err(EngineError::Spawn);
-    let (qmp, qmp_theirs) = pair()?;
-    let (agent, agent_theirs) = pair()?;
-    let (complaints, stderr) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|e| EngineError::Spawn(e.into()))?;
+    let (ours, theirs) = channels::open().map_err(EngineError::Spawn)?;
+    let identities = theirs.identities().map_err(EngineError::Spawn)?;
     let null = Arc::new(OwnedFd::from(open_null()?));
+    let [stderr, qmp, agent, control] = theirs.in_order().map(Arc::new);
 
     // In the order of `command::fd`.
-    let mut descriptors: Vec<Arc<OwnedFd>> = vec![
-        null.clone(),
-        null,
-        Arc::new(stderr),
-        Arc::new(qmp_theirs.into()),
-        Arc::new(agent_theirs.into()),
-        files.memory,
-        Arc::new(files.root.into()),
-        Arc::new(files.disk.into()),
-    ];
-    descriptors.extend(files.rest.into_iter().map(|file| Arc::new(file.into())));
+    let mut descriptors =
+        vec![null.clone(), null, stderr, qmp, agent, control, files.memory, file(files.root)];
+    descriptors.push(file(files.disk));
+    descriptors.extend(files.rest.map(file));
+    descriptors.extend(files.layers.into_iter().map(Arc::new));
 
-    let cgroup = host.cgroups.create(name, limits(size)).map_err(EngineError::Spawn)?.map(Arc::new);
+    let cgroup = host.group(name, size)?;
     let path = host.runtime.program.to_string_lossy().into_owned();
     let program = Program {
         root: host.runtime.root.clone(),
+        init: c_string(KEEPER)?,
         args: arguments(&path, size, how),
-        path: std::ffi::CString::new(path).map_err(|e| EngineError::Spawn(e.into()))?,
+        env: environment(),
+        path: c_string(&path)?,
         descriptors,
-        rlimits: Rlimits { file_size: 64 << 30, descriptors: 256, processes: 128 },
+        rlimits: Rlimits { file_size: 64 << 30, descriptors: 1024, processes: FAMILY_TASKS },
         filter: host.filter.clone(),
         cgroup: cgroup.clone(),
     };
@@ -99,27 +117,68 @@ pub(super) async fn start(
         .map_err(|e| EngineError::Spawn(io::Error::other(e)))?
         .map_err(|e| EngineError::Spawn(io::Error::other(ErrorChain(&e).to_string())))?;
     let child = Arc::new(child);
-    let complaints = collect(complaints)?;
 
-    let channels = async {
-        let stream = into_tokio(qmp)?;
-        let (qmp, events) = Qmp::connect(stream).await?;
-        Ok::<_, EngineError>((qmp, events, into_tokio(agent)?))
-    };
-    match channels.await {
-        Ok((qmp, events, agent)) => {
-            Ok(Process { child, complaints, qmp, events: Some(events), agent: Some(agent), cgroup })
-        }
+    let channels = Channels::new(ours)?;
+    match Qmp::connect(channels.qmp).await {
+        Ok((qmp, events)) => Ok(Process {
+            child,
+            complaints: channels.complaints,
+            qmp,
+            events: Some(events),
+            agent: Some(channels.agent),
+            control: Some(channels.control),
+            identities,
+            cgroup,
+        }),
         Err(error) => {
             child.kill();
             let _ = ended(&child).await;
-            let said = complaints.lock().expect("no panic under this lock").clone();
+            let said = channels.complaints.lock().expect("no panic under this lock").clone();
             Err(if said.is_empty() { error } else { EngineError::Ended(said.trim().to_owned()) })
         }
     }
 }
 
+/// The server's ends, ready for use.
+pub(super) struct Channels {
+    pub complaints: Arc<Mutex<String>>,
+    pub qmp: UnixStream,
+    pub agent: UnixStream,
+    pub control: Control,
+}
+
+impl Channels {
+    pub fn new(ours: Ours) -> Result<Self, EngineError> {
+        Ok(Self {
+            complaints: collect(ours.complaints)?,
+            qmp: into_tokio(ours.qmp)?,
+            agent: into_tokio(ours.agent)?,
+            control: Control::new(ours.control).map_err(EngineError::Spawn)?,
+        })
+    }
+}
+
 impl Process {
+    /// The process of a forked machine, which has what its parent's had.
+    pub fn forked(
+        child: Child,
+        channels: Channels,
+        identities: Identities,
+        cgroup: Option<Arc<Cgroup>>,
+    ) -> Self {
+        let (qmp, events) = Qmp::adopt(channels.qmp);
+        Self {
+            child: Arc::new(child),
+            complaints: channels.complaints,
+            qmp,
+            events: Some(events),
+            agent: Some(channels.agent),
+            control: Some(channels.control),
+            identities,
+            cgroup,
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.pid()
     }
@@ -144,6 +203,12 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.child.kill();
+    }
+}
+
 /// Waits for a process to end and collects it.
 pub(super) async fn ended(child: &Arc<Child>) -> io::Result<()> {
     let pidfd = child.pidfd().try_clone()?;
@@ -159,11 +224,19 @@ pub(super) async fn ended(child: &Arc<Child>) -> io::Result<()> {
 /// that every later machine profits from, charged to the one that came first.
 fn limits(size: Size) -> CgroupLimits {
     let memory_bytes = 2 * size.memory_bytes() + OVERHEAD_BYTES;
-    CgroupLimits { memory_bytes, pids: 128, cpu_weight: CPU_WEIGHT }
+    CgroupLimits { memory_bytes, pids: MACHINE_TASKS, cpu_weight: CPU_WEIGHT }
 }
 
 fn open_null() -> Result<File, EngineError> {
     File::options().read(true).write(true).open("/dev/null").map_err(EngineError::Spawn)
+}
+
+fn c_string(text: &str) -> Result<CString, EngineError> {
+    CString::new(text).map_err(|e| EngineError::Spawn(e.into()))
+}
+
+fn file(file: File) -> Arc<OwnedFd> {
+    Arc::new(file.into())
 }
 
 fn into_tokio(stream: StdUnixStream) -> Result<UnixStream, EngineError> {
@@ -189,7 +262,7 @@ fn collect(pipe: OwnedFd) -> Result<Arc<Mutex<String>>, EngineError> {
 }
 
 /// An error with its causes on one line.
-struct ErrorChain<'a>(&'a dyn std::error::Error);
+pub(super) struct ErrorChain<'a>(pub &'a dyn std::error::Error);
 
 impl std::fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

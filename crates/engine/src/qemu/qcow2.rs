@@ -21,6 +21,9 @@ const REFCOUNT_BLOCK: u64 = 2 * CLUSTER;
 const L1_TABLE: u64 = 3 * CLUSTER;
 const END: u64 = 4 * CLUSTER;
 
+/// Length of an image that nothing was written to: every first write to a cluster makes it longer.
+pub(super) const EMPTY_BYTES: u64 = END;
+
 /// Creates an empty image of a disk of `bytes`, 0600, and returns it open for reading and writing.
 pub(super) fn create(path: &Path, bytes: u64) -> io::Result<File> {
     let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;

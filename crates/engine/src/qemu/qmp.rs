@@ -52,11 +52,7 @@ pub(super) struct Event {
 impl Qmp {
     /// Starts a session: reads the greeting and leaves capability negotiation.
     pub async fn connect(stream: UnixStream) -> Result<(Self, Events), EngineError> {
-        let (reader, writer) = stream.into_split();
-        let (answer_tx, answers) = mpsc::channel(1);
-        let (event_tx, events) = mpsc::channel(64);
-        tokio::spawn(read(BufReader::new(reader), answer_tx, event_tx));
-        let qmp = Self { session: Arc::new(Mutex::new(Session { writer, answers })) };
+        let (qmp, events) = Self::adopt(stream);
         let greeting = qmp.answer().await?;
         if greeting.get("QMP").is_none() {
             return Err(EngineError::Monitor(format!("unexpected greeting {greeting}")));
@@ -65,19 +61,28 @@ impl Qmp {
         Ok((qmp, events))
     }
 
+    /// Takes over the session of a forked machine: its QEMU greeted and negotiated before it was
+    /// copied.
+    pub fn adopt(stream: UnixStream) -> (Self, Events) {
+        let (reader, writer) = stream.into_split();
+        let (answer_tx, answers) = mpsc::channel(1);
+        let (event_tx, events) = mpsc::channel(64);
+        tokio::spawn(read(BufReader::new(reader), answer_tx, event_tx));
+        (Self { session: Arc::new(Mutex::new(Session { writer, answers })) }, events)
+    }
+
     /// Runs one command and returns its answer.
     pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, EngineError> {
         self.exchange(command, arguments, None).await
     }
 
-    /// Gives QEMU a descriptor that later commands call `name`.
-    pub async fn pass_descriptor(
-        &self,
-        name: &str,
-        descriptor: BorrowedFd<'_>,
-    ) -> Result<(), EngineError> {
-        let arguments = json!({ "fdname": name });
-        self.exchange("getfd", arguments, Some(descriptor)).await.map(drop)
+    /// Gives QEMU a descriptor and returns the number of its set: `/dev/fdset/N` is a file name
+    /// from then on.
+    pub async fn add_descriptor(&self, descriptor: BorrowedFd<'_>) -> Result<u64, EngineError> {
+        let added = self.exchange("add-fd", Value::Null, Some(descriptor)).await?;
+        added["fdset-id"]
+            .as_u64()
+            .ok_or_else(|| EngineError::Monitor("add-fd: an answer without a set".into()))
     }
 
     async fn exchange(

@@ -1,0 +1,234 @@
+//! Copies of a machine: forks and snapshots.
+//!
+//! ```text
+//!  source      stop ─ freeze disk ─ fork ─ cont            running on
+//!                                    │
+//!  first copy                        └─ stands still ─ fork ─ fork ─ …
+//!                                                       │      │
+//!  other copies                                         ▼      ▼
+//! ```
+//!
+//! However many copies are made, the source stands still for one fork of its process: the others
+//! are forks of the first copy, which has not run yet. So all are of one instant.
+//!
+//! A snapshot is a copy that never runs: it holds memory and devices of its instant still while
+//! they are written out.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pandastack_fork::{FileId, Request};
+use pandastack_jail::{Cgroup, Child};
+use serde_json::Value;
+
+use super::channels::{self, Identities, identity};
+use super::control::Control;
+use super::disk::{self, Disk};
+use super::process::{Channels, Host, Process};
+use super::qmp::Qmp;
+use super::runtime::file_error;
+use super::{DIFF, MACHINE_PID, MEMORY, STATE, bake, memory};
+use crate::{Bake, EngineError};
+
+/// What the machines of one bake have in common.
+pub(super) struct Family {
+    pub host: Arc<Host>,
+    pub bake: Bake,
+    /// Files that every process of the family has open: guest memory and the root file system.
+    pub common: Vec<FileId>,
+    /// What their memory was when they were made. Stays loaded for as long as one of them is there.
+    pub memory: Arc<OwnedFd>,
+}
+
+/// What a machine that is to be copied consists of, besides its process.
+pub(super) struct Body {
+    pub control: Control,
+    pub identities: Identities,
+    pub disk: Disk,
+    /// Whether its vCPUs run.
+    pub running: bool,
+}
+
+impl Body {
+    /// Forks the machine into `cradle`, standing still meanwhile, and lets it go on in any case.
+    /// Also says how long it stood still.
+    pub async fn fork(
+        &mut self,
+        family: &Family,
+        qmp: &Qmp,
+        cradle: Cradle,
+    ) -> Result<(Copy, Duration), EngineError> {
+        self.disk.prepare(qmp).await?;
+        let begin = Instant::now();
+        if self.running {
+            qmp.execute("stop", Value::Null).await?;
+        }
+        let copied = match self.disk.freeze(qmp).await {
+            Ok(()) => self.fork_at_rest(family, cradle).await,
+            Err(error) => Err(error),
+        };
+        if self.running {
+            qmp.execute("cont", Value::Null).await?;
+        }
+        let pause = begin.elapsed();
+        Ok((copied?.born().await?, pause))
+    }
+
+    /// Forks the process of a machine that stands still, its disk frozen.
+    pub async fn fork_at_rest(
+        &mut self,
+        family: &Family,
+        cradle: Cradle,
+    ) -> Result<Copy, EngineError> {
+        let mut attached: Vec<BorrowedFd<'_>> = cradle.own.iter().map(AsFd::as_fd).collect();
+        attached.push(cradle.top.1.as_fd());
+        let mut request = Request::new();
+        let mut fits = true;
+        for (file, with) in self.identities.into_iter().chain([self.disk.top()]).zip(0..) {
+            fits &= request.add_replace(file, with);
+        }
+        for (file, descriptor) in self.disk.fresh() {
+            fits &= request.add_freeze(file, attached.len() as u8);
+            attached.push(descriptor.as_fd());
+        }
+        let below = self.disk.below().map(|(file, _)| file);
+        for file in family.common.iter().copied().chain(below) {
+            fits &= request.add_keep(file);
+        }
+        request.keeper_groups_from = attached.len() as u8;
+        attached.extend(cradle.leaves.iter().map(AsFd::as_fd));
+        request.readable = cradle.readable;
+        request.groups_from = attached.len() as u8;
+        attached.extend(cradle.joins.iter().map(AsFd::as_fd));
+        if !fits {
+            return Err(EngineError::NoFork("it has too many files".into()));
+        }
+        let (pidfd, steps) = self.control.fork(&request, &attached).await?;
+        drop(attached);
+        self.disk.set_frozen();
+        tracing::debug!(dir = %cradle.dir.display(), ?steps, "forked");
+        let child = Child::from_pidfd(pidfd).map_err(EngineError::Spawn)?;
+        // From here on dropping it kills the child.
+        let mut process = Process::forked(child, cradle.channels, cradle.identities, cradle.group);
+        let gone = || EngineError::Ended("its control socket was taken".into());
+        let control = process.control.take().ok_or_else(gone)?;
+        let disk = self.disk.fork(&cradle.dir, cradle.top.0)?;
+        let body = Body { control, identities: cradle.identities, disk, running: false };
+        let pid_file = cradle.dir.join(MACHINE_PID);
+        fs::write(&pid_file, process.pid().to_string())
+            .map_err(|e| file_error("write", &pid_file, e))?;
+        Ok(Copy { process, body })
+    }
+}
+
+/// Everything that a new process needs and that can be made before its parent stands still.
+pub(super) struct Cradle {
+    dir: PathBuf,
+    channels: Channels,
+    /// The machine's ends, in the order of [`Theirs::in_order`](channels::Theirs::in_order).
+    own: [OwnedFd; 4],
+    identities: Identities,
+    top: (FileId, File),
+    group: Option<Arc<Cgroup>>,
+    /// What the process joins the group through.
+    joins: Vec<OwnedFd>,
+    /// What its keeper leaves the group of its parent through.
+    leaves: Vec<OwnedFd>,
+    /// Whether the server reads the process's memory, which it may not if it is not root.
+    readable: bool,
+}
+
+impl Cradle {
+    /// Makes ready for a machine in the existing empty directory `dir`, with a disk of `bytes`.
+    pub fn make(family: &Family, dir: &Path, bytes: u64) -> Result<Self, EngineError> {
+        let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let (ours, theirs) = channels::open().map_err(EngineError::Spawn)?;
+        let identities = theirs.identities().map_err(EngineError::Spawn)?;
+        let group = family.host.group(&name, family.bake.size)?;
+        let joins = match &group {
+            Some(group) => group.join_files().map_err(EngineError::Spawn)?,
+            None => Vec::new(),
+        };
+        Ok(Self {
+            dir: dir.to_owned(),
+            channels: Channels::new(ours)?,
+            own: theirs.in_order(),
+            identities,
+            top: disk::new_top(dir, bytes)?,
+            group,
+            joins,
+            leaves: family.host.cgroups.keeper_files().map_err(EngineError::Spawn)?,
+            readable: false,
+        })
+    }
+
+    /// For a copy that never runs and is written to disk.
+    pub fn readable(self) -> Self {
+        Self { readable: true, ..self }
+    }
+}
+
+/// A new process that stands where its parent stood, with what makes it a machine.
+pub(super) struct Copy {
+    pub process: Process,
+    pub body: Body,
+}
+
+impl Copy {
+    /// Waits until the process has its descriptors and threads.
+    async fn born(mut self) -> Result<Self, EngineError> {
+        self.body.control.born().await?;
+        Ok(self)
+    }
+
+    /// Forks a copy that has not run yet.
+    pub async fn again(&mut self, family: &Family, cradle: Cradle) -> Result<Self, EngineError> {
+        self.body.fork_at_rest(family, cradle).await?.born().await
+    }
+}
+
+/// Writes a copy that stands still into the existing empty directory `out`, as a bake.
+pub(super) async fn save(family: &Family, copy: &Copy, out: &Path) -> Result<(), EngineError> {
+    bake::save_state(&copy.process.qmp, &out.join(STATE)).await?;
+    copy.body.disk.link_into(out)?;
+    let previous = share_memory(family, out).await?;
+    let (pid, bytes, diff) = (copy.process.pid(), family.bake.size.memory_bytes(), out.join(DIFF));
+    blocking(&diff.clone(), move || memory::diff::save(pid, bytes, previous.as_deref(), &diff))
+        .await
+        .map(drop)
+}
+
+/// Puts the memory that the family's machines began with into `out`, and says which diff is to be
+/// counted in: that of the snapshot that they were made of, if there is one.
+async fn share_memory(family: &Family, out: &Path) -> Result<Option<PathBuf>, EngineError> {
+    let (base, target) = (family.bake.dir.join(MEMORY), out.join(MEMORY));
+    let previous = Some(family.bake.dir.join(DIFF)).filter(|previous| previous.exists());
+    match memory::share(&base, &target) {
+        Ok(()) => Ok(previous),
+        // The snapshot was deleted meanwhile; what it held, diff included, is loaded still.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let loaded = family.memory.clone();
+            blocking(&target.clone(), move || memory::save(loaded.try_clone()?, &target)).await?;
+            Ok(None)
+        }
+        Err(e) => Err(file_error("link", &target, e)),
+    }
+}
+
+/// Writes a large file where it does not hold up others.
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    write: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, EngineError> {
+    let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other);
+    written.and_then(|written| written).map_err(|e| file_error("write", path, e))
+}
+
+/// Identities of files.
+pub(super) fn identities(files: &[BorrowedFd<'_>]) -> Result<Vec<FileId>, EngineError> {
+    files.iter().map(|file| identity(file).map_err(EngineError::Spawn)).collect()
+}
