@@ -21,6 +21,8 @@ use crate::workshop::Workshop;
 pub struct ServerOptions {
     /// Directory of records and machines; one server at a time.
     pub instance_dir: PathBuf,
+    /// Whether machines are forked where that is proved to work.
+    pub fork: bool,
     /// Parked machines per template.
     pub pool: usize,
     /// Most sandboxes at a time; the domain's default when absent.
@@ -33,6 +35,7 @@ impl ServerOptions {
     fn config(&self) -> Config {
         let defaults = Config::new(self.instance_dir.clone());
         Config {
+            forking: self.fork,
             pool_size: self.pool,
             max_sandboxes: self.max_sandboxes.unwrap_or(defaults.max_sandboxes),
             default_ttl_seconds: self.default_ttl_seconds.unwrap_or(defaults.default_ttl_seconds),

@@ -13,7 +13,8 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use pandastack_sandbox::{
-    Chain, CreateError, ExecError, FileError, InvalidRequest, LifecycleError, NotFound, Unavailable,
+    Chain, CreateError, DeleteSnapshotError, ExecError, FileError, ForkError, InvalidRequest,
+    LifecycleError, NoSnapshot, NotFound, SnapshotError, Unavailable,
 };
 use pandastack_store::StoreError;
 use serde_json::json;
@@ -79,6 +80,12 @@ impl From<NotFound> for ApiError {
     }
 }
 
+impl From<NoSnapshot> for ApiError {
+    fn from(error: NoSnapshot) -> Self {
+        Self::new(StatusCode::NOT_FOUND, error.to_string())
+    }
+}
+
 impl From<Unavailable> for ApiError {
     fn from(error: Unavailable) -> Self {
         let status = match error {
@@ -99,7 +106,10 @@ impl From<CreateError> for ApiError {
                 Self::later(StatusCode::SERVICE_UNAVAILABLE, &error)
             }
             CreateError::Memory { .. } => Self::later(StatusCode::INSUFFICIENT_STORAGE, &error),
-            CreateError::Deleted => Self::new(StatusCode::CONFLICT, error.to_string()),
+            CreateError::NoSnapshot(error) => (*error).into(),
+            CreateError::Deleted | CreateError::StaleSnapshot { .. } => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
             CreateError::Journal(StoreError::DiskFull) => {
                 tracing::error!(error = %Chain(&error), "no space for records");
                 Self::later(StatusCode::INSUFFICIENT_STORAGE, &error)
@@ -108,7 +118,45 @@ impl From<CreateError> for ApiError {
             | CreateError::Journal(_)
             | CreateError::Machine(_)
             | CreateError::Directory(_)
-            | CreateError::NotReady(_) => Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error),
+            | CreateError::NotReady(_)
+            | CreateError::NotForked => Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error),
+        }
+    }
+}
+
+impl From<ForkError> for ApiError {
+    fn from(error: ForkError) -> Self {
+        match error {
+            ForkError::Invalid(error) => error.into(),
+            ForkError::NotFound(error) => error.into(),
+            ForkError::Unavailable(error) => error.into(),
+            ForkError::Child(error) => error.into(),
+            ForkError::Machine(_) => Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error),
+            ForkError::Unsupported(_) => Self::new(StatusCode::NOT_IMPLEMENTED, error.to_string()),
+        }
+    }
+}
+
+impl From<SnapshotError> for ApiError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Copy(error) => error.into(),
+            SnapshotError::Disk { .. } => Self::later(StatusCode::INSUFFICIENT_STORAGE, &error),
+            SnapshotError::ShuttingDown => Self::later(StatusCode::SERVICE_UNAVAILABLE, &error),
+            SnapshotError::Engine(_) | SnapshotError::Write(_) => {
+                Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error)
+            }
+        }
+    }
+}
+
+impl From<DeleteSnapshotError> for ApiError {
+    fn from(error: DeleteSnapshotError) -> Self {
+        match error {
+            DeleteSnapshotError::NotFound(error) => error.into(),
+            DeleteSnapshotError::Files(_) => {
+                Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error)
+            }
         }
     }
 }
@@ -158,7 +206,7 @@ impl From<FileError> for ApiError {
 mod tests {
     use std::time::Duration;
 
-    use pandastack_types::{EndReason, SandboxId, TemplateName};
+    use pandastack_types::{EndReason, SandboxId, SnapshotId, TemplateName};
 
     use super::*;
 
@@ -182,7 +230,10 @@ mod tests {
         }
         let final_ones = [
             CreateError::UnknownTemplate(template()),
+            CreateError::NoSnapshot(NoSnapshot(SnapshotId::random())),
+            CreateError::StaleSnapshot { id: SnapshotId::random(), why: "" },
             CreateError::NotReady(Duration::from_secs(10)),
+            CreateError::NotForked,
             CreateError::Journal(StoreError::Busy),
             CreateError::Deleted,
         ];

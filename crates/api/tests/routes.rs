@@ -168,6 +168,24 @@ async fn logs_events_metrics_and_ports() {
 }
 
 #[tokio::test]
+async fn stats_say_whether_machines_are_forked() {
+    let server = Server::start().await;
+    let expected = json!({
+        "sandboxes": 0, "parked": 0, "parked_wanted": 0, "zygotes": 0,
+        "forking": { "state": "off", "reason": null },
+    });
+    assert_eq!(server.get("/v1/stats").await.json(), expected);
+    let server = Server::with(|config| config.forking = true, Default::default()).await;
+    let knobs = server.world.engine.knobs.clone();
+    knobs.unforkable.store(true, std::sync::atomic::Ordering::SeqCst);
+    server.world.manager.prime();
+    eventually("it is known", || server.world.manager.forking().reason().is_some()).await;
+    let forking = server.get("/v1/stats").await.json()["forking"].clone();
+    assert_eq!(forking["state"], "refused");
+    assert!(forking["reason"].as_str().unwrap().contains("refused by the test"), "{forking}");
+}
+
+#[tokio::test]
 async fn templates_by_name_and_alias() {
     let server = Server::start().await;
     let list = server.get("/v1/templates").await.json();

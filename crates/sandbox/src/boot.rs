@@ -1,22 +1,26 @@
 //! From a bake to a machine that answers: the steps that a create and the pool share.
 //!
 //! ```text
-//!   fresh:  restore ─▶ run ─▶ resume(identity)            a sandbox
-//!   parked: restore ─▶ run ─▶ warm-up ─▶ pause ─▶ (pool)  nobody's
-//!                      (pool) ─▶ run ─▶ resume(identity)  a sandbox
+//!   fresh:   restore ─▶ run ─▶ resume(identity)            a sandbox
+//!   ahead:   restore ─▶ run ─▶ warm-up ─▶ pause ─▶ (pool)  nobody's: parked, or a zygote
+//!   parked:             (pool) ─▶ run ─▶ resume(identity)  a sandbox
+//!   zygote:  (pool) ─▶ fork ─▶ run ─▶ resume(identity)     a sandbox
+//!   child:  sandbox ─▶ fork ─▶ run ─▶ resume(identity)     a sandbox
 //! ```
 //!
 //! The acknowledged resume is what makes a machine somebody's: until then it has the random
 //! numbers, the clock and the token of its template, which every copy shares. A machine that
 //! does not acknowledge is killed by whoever holds it.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pandastack_engine::agent::{ExecEvent, Identity};
 use pandastack_engine::{Bake, Engine, EngineError, Machine};
-use pandastack_proto::ExecSpec;
+use pandastack_proto::{ExecSpec, Token};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::error::CreateError;
@@ -25,6 +29,9 @@ use crate::stages::Stages;
 
 /// Time for one warm-up line in a parked machine.
 const WARM_UP: Duration = Duration::from_secs(60);
+
+/// The contract's word for a machine that was restored from files.
+pub(crate) const RESTORED: &str = "snapshot";
 
 /// A machine with the directory it lives in. Dropped in this order: the process, then its files.
 pub(crate) struct Housed {
@@ -36,8 +43,16 @@ pub(crate) struct Housed {
 pub(crate) enum Source {
     /// A parked machine.
     Parked(Housed),
+    /// A zygote to be forked, with the name that the fork will have. Its bake is there for the
+    /// case that the zygote turns out to be dead.
+    Zygote(Arc<Housed>, Arc<Bake>, String),
     /// A bake, with the name that its machine will have.
     Bake(Arc<Bake>, String),
+    /// A snapshot, with the token that its guest obeys and the name that its machine will have.
+    Snapshot(Arc<Bake>, Token, String),
+    /// A fork of another sandbox, with the name that it will have. It comes when that sandbox's
+    /// owner has made it.
+    Child(String, oneshot::Receiver<Housed>),
 }
 
 impl Source {
@@ -45,7 +60,10 @@ impl Source {
     pub(crate) fn name(&self) -> &str {
         match self {
             Source::Parked(housed) => housed.dir.name(),
-            Source::Bake(_, name) => name,
+            Source::Zygote(_, _, name)
+            | Source::Bake(_, name)
+            | Source::Snapshot(_, _, name)
+            | Source::Child(name, _) => name,
         }
     }
 
@@ -53,13 +71,24 @@ impl Source {
     pub(crate) fn boot_mode(&self) -> &'static str {
         match self {
             Source::Parked(_) => "pool",
-            Source::Bake(..) => "snapshot",
+            Source::Zygote(..) | Source::Child(..) => "fork",
+            Source::Bake(..) | Source::Snapshot(..) => RESTORED,
         }
     }
 
     /// A source that restores `bake`.
-    pub(crate) fn fresh(bake: Arc<Bake>) -> Self {
+    pub(crate) fn restore(bake: Arc<Bake>) -> Self {
         Source::Bake(bake, new_name())
+    }
+
+    /// A source that restores a snapshot.
+    pub(crate) fn thaw(snapshot: Arc<Bake>, token: Token) -> Self {
+        Source::Snapshot(snapshot, token, new_name())
+    }
+
+    /// A source that forks the zygote of `bake`.
+    pub(crate) fn fork(bake: Arc<Bake>, zygote: Arc<Housed>) -> Self {
+        Source::Zygote(zygote, bake, new_name())
     }
 }
 
@@ -73,6 +102,44 @@ pub(crate) async fn restore(
     let dir = MachineDir::create(machines, name).map_err(CreateError::Directory)?;
     let machine = engine.restore(bake, dir.path()).await.map_err(CreateError::Machine)?;
     Ok(Housed { machine: Arc::from(machine), dir })
+}
+
+/// Copies of a machine.
+pub(crate) struct Copies {
+    pub(crate) machines: Vec<Housed>,
+    /// How long the original stood still.
+    pub(crate) pause: Duration,
+}
+
+/// Makes one copy of a machine per name. They stand still; all or none.
+pub(crate) async fn fork(
+    machine: &dyn Machine,
+    machines: &Path,
+    names: Vec<String>,
+    deadline: Duration,
+) -> Result<Copies, CreateError> {
+    let dirs: io::Result<Vec<MachineDir>> =
+        names.into_iter().map(|name| MachineDir::create(machines, name)).collect();
+    let dirs = dirs.map_err(CreateError::Directory)?;
+    let paths: Vec<&Path> = dirs.iter().map(MachineDir::path).collect();
+    let forked = timeout(deadline, machine.fork(&paths)).await;
+    let forked = forked.unwrap_or(Err(EngineError::Deadline("the fork")));
+    let forked = forked.map_err(CreateError::Machine)?;
+    let housed = |(machine, dir)| Housed { machine: Arc::from(machine), dir };
+    let machines = forked.machines.into_iter().zip(dirs).map(housed).collect();
+    Ok(Copies { machines, pause: forked.pause })
+}
+
+/// Forks a machine once.
+pub(crate) async fn fork_one(
+    parent: &Housed,
+    machines: &Path,
+    name: String,
+    deadline: Duration,
+) -> Result<Housed, CreateError> {
+    let mut forked = fork(&*parent.machine, machines, vec![name], deadline).await?;
+    let none = || CreateError::Machine(EngineError::Ended("it was not forked".to_owned()));
+    forked.machines.pop().ok_or_else(none)
 }
 
 /// Makes a machine somebody's: runs it and waits for its agent to acknowledge `identity`.

@@ -18,9 +18,11 @@ pub struct Config {
     /// Machines that start at the same time; more wait their turn, so that a burst of creates
     /// does not make every one of them miss its deadline.
     pub boots_at_once: usize,
+    /// Whether machines are forked where the engine proves that it can; else they are restored.
+    pub forking: bool,
     /// Parked machines per template and size class; 0 turns the pool off.
     pub pool_size: usize,
-    /// How long a size class that is not a template's default keeps parked machines unused.
+    /// How long a size class that is not a template's default keeps its machines unused.
     pub pool_idle: Duration,
     /// Seconds of life of a sandbox whose creator named no limit and that is not persistent.
     pub default_ttl_seconds: u64,
@@ -48,6 +50,7 @@ impl Config {
             memory_reserve_mb: 512,
             memory_estimate_percent: 25,
             boots_at_once: cpus.max(2),
+            forking: true,
             pool_size: 2,
             pool_idle: Duration::from_secs(600),
             default_ttl_seconds: 3600,

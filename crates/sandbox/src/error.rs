@@ -11,7 +11,7 @@ use std::time::Duration;
 use pandastack_engine::EngineError;
 use pandastack_engine::agent::AgentError;
 use pandastack_store::StoreError;
-use pandastack_types::{EndReason, InvalidSize, SandboxId, TemplateName};
+use pandastack_types::{EndReason, InvalidSize, SandboxId, SnapshotId, TemplateName};
 
 use crate::templates::BakeError;
 
@@ -40,6 +40,11 @@ pub enum StartError {
 #[error("sandbox {0} not found")]
 pub struct NotFound(pub SandboxId);
 
+/// There is no such snapshot, or there is none any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("snapshot {0} not found")]
+pub struct NoSnapshot(pub SnapshotId);
+
 /// A request that is wrong whatever the state of the server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRequest {
@@ -66,6 +71,17 @@ pub enum CreateError {
     /// No template has this name.
     #[error("unknown template \"{0}\"")]
     UnknownTemplate(TemplateName),
+    /// There is no such snapshot.
+    #[error(transparent)]
+    NoSnapshot(#[from] NoSnapshot),
+    /// The snapshot is there, but nothing can be made of it here.
+    #[error("snapshot {id} cannot be used: {why}")]
+    StaleSnapshot {
+        /// The snapshot.
+        id: SnapshotId,
+        /// What is missing or different.
+        why: &'static str,
+    },
     /// The template is known but not ready.
     #[error("template is being built: \"{0}\" is not ready yet, try again soon")]
     Building(TemplateName),
@@ -107,6 +123,68 @@ pub enum CreateError {
     /// It was deleted before it was ready.
     #[error("the sandbox was deleted while it was being created")]
     Deleted,
+    /// The sandbox that it was to be a fork of was not forked.
+    #[error("the sandbox could not be forked")]
+    NotForked,
+}
+
+/// Why a sandbox has no children. Nothing of them is left, and it goes on as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ForkError {
+    /// The request is wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// There is no such sandbox.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    /// Its state forbids it, or it ended meanwhile.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// Machines are not forked here.
+    #[error("this server does not fork sandboxes: {0}")]
+    Unsupported(String),
+    /// Its machine could not be copied.
+    #[error("the sandbox could not be forked")]
+    Machine(#[source] EngineError),
+    /// There is no room for the children, or none of them became ready.
+    #[error(transparent)]
+    Child(#[from] CreateError),
+}
+
+/// Why there is no snapshot. Nothing of it is left, and the sandbox goes on as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The sandbox cannot be copied, which is how a snapshot begins.
+    #[error(transparent)]
+    Copy(#[from] ForkError),
+    /// The host's disk has no room for it.
+    #[error("not enough host disk: {needed_mb} MiB needed, {free_mb} MiB free")]
+    Disk {
+        /// What it takes at most.
+        needed_mb: u64,
+        /// What there is.
+        free_mb: u64,
+    },
+    /// The engine could not write it.
+    #[error("the snapshot could not be taken")]
+    Engine(#[source] EngineError),
+    /// It could not be put in its place.
+    #[error("the snapshot could not be written")]
+    Write(#[source] std::io::Error),
+    /// The server is stopping.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a snapshot was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteSnapshotError {
+    /// There is no such snapshot.
+    #[error(transparent)]
+    NotFound(#[from] NoSnapshot),
+    /// Its files could not be moved away.
+    #[error("the snapshot could not be deleted")]
+    Files(#[source] std::io::Error),
 }
 
 /// Why a guest cannot be asked for anything now.

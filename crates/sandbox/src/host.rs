@@ -1,9 +1,18 @@
-//! The host's memory.
+//! The host's memory and disk.
+
+use std::io;
+use std::path::Path;
 
 /// Memory in MiB that the host can give without swapping. `None` where it cannot be told; then
 /// the number of sandboxes is the only limit.
 pub(crate) fn available_mb() -> Option<u64> {
     parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// Space in MiB that the file system of `dir` has left for us.
+pub(crate) fn free_disk_mb(dir: &Path) -> io::Result<u64> {
+    let numbers = rustix::fs::statvfs(dir)?;
+    Ok(numbers.f_bavail.saturating_mul(numbers.f_frsize) >> 20)
 }
 
 fn parse(meminfo: &str) -> Option<u64> {

@@ -3,7 +3,7 @@
 //! ```text
 //!              Manager ── create ──▶ admission ─▶ bake ─▶ journal ─▶ owner task ─▶ view
 //!                 │                                          ▲            │
-//!                 │ registry                         pool ───┘            │ owns
+//!                 │ registry                pool, fork ─────┘            │ owns
 //!                 ▼                                                       ▼
 //!              Sandbox (shared handle) ── mailbox: pause, resume, …▶  Machine
 //!                 └── exec and files run beside it, on a clone of the agent's handle
@@ -15,7 +15,8 @@
 //!   writes and then acts), so after a crash the records name everything that may exist.
 //! * **One task per sandbox changes its state.** Clients only send it messages, so pause,
 //!   resume, expiry, death of the machine and deletion never overlap.
-//! * **A machine serves one tenant.** It comes out of the pool once and is killed afterwards.
+//! * **A machine serves one tenant.** It comes out of the pool once and is killed afterwards;
+//!   what is forked again and again never served anybody.
 //!
 //! [`State::step`]: pandastack_types::State::step
 #![forbid(unsafe_code)]
@@ -27,12 +28,17 @@ mod create;
 mod error;
 mod exec;
 mod files;
+mod fork;
+mod forking;
 mod history;
 mod host;
+mod keeper;
+mod launch;
 mod limits;
 mod logs;
 mod machines;
 mod manager;
+mod metadata;
 mod owner;
 mod pool;
 mod recovery;
@@ -40,24 +46,27 @@ mod request;
 mod ring;
 mod runclock;
 mod sandbox;
+mod snapshot;
 mod stages;
 mod sync;
 mod templates;
 
 pub use config::Config;
-pub use create::Created;
 pub use error::{
-    Chain, CreateError, ExecError, FileError, InvalidRequest, LifecycleError, NotFound, StartError,
-    Unavailable,
+    Chain, CreateError, DeleteSnapshotError, ExecError, FileError, ForkError, InvalidRequest,
+    LifecycleError, NoSnapshot, NotFound, SnapshotError, StartError, Unavailable,
 };
 pub use exec::{Collected, Execution, Output, Stdin};
 pub use files::{Download, Upload};
+pub use fork::Forked;
+pub use forking::Forking;
 pub use history::History;
+pub use launch::Created;
 pub use limits::LifecycleChange;
 pub use logs::{LogLine, LogStream, Logs};
 pub use manager::Manager;
 pub use pool::Parking;
-pub use request::{Command, NewSandbox};
+pub use request::{Command, ForkRequest, NewSandbox};
 pub use ring::Cursor;
 pub use sandbox::Sandbox;
 pub use stages::Stages;

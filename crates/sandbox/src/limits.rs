@@ -40,6 +40,13 @@ impl Limits {
         Self { persistent, default_ttl, ..Self::with_ttl(ttl, ttl_seconds.is_some(), now) }
     }
 
+    /// The limits of a child that is born `now`: the same settings, unless its time is chosen.
+    pub(crate) fn inherited(self, ttl_seconds: Option<u64>, now: Instant) -> Self {
+        let chosen = self.chosen || ttl_seconds.is_some();
+        let timing = Self::with_ttl(ttl_seconds.unwrap_or(self.ttl_seconds), chosen, now);
+        Self { persistent: self.persistent, default_ttl: self.default_ttl, ..timing }
+    }
+
     /// The limits after a change at `now`.
     pub(crate) fn changed(
         self,
@@ -93,6 +100,18 @@ mod tests {
         let limits = Limits::new(Some(60), false, 3600, now).changed(Some(60), None, later);
         assert_eq!((limits.ttl_seconds, limits.deadline), (60, after(later, 60)));
         assert_eq!(limits.changed(Some(0), None, later).deadline, None);
+    }
+
+    #[test]
+    fn a_child_has_its_parents_time_from_its_own_birth() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(50);
+        let parent = Limits::new(Some(60), true, 3600, now);
+        let child = parent.inherited(None, later);
+        assert_eq!((child.deadline, child.persistent), (after(later, 60), true));
+        assert_eq!(parent.inherited(Some(5), later).deadline, after(later, 5));
+        let default = Limits::new(None, false, 3600, now).inherited(None, later);
+        assert_eq!(default.changed(None, Some(true), later).deadline, None, "nobody chose it");
     }
 
     #[test]

@@ -17,10 +17,13 @@ use tokio_util::task::TaskTracker;
 use crate::Config;
 use crate::admission::{Admission, Permit};
 use crate::error::{Chain, CreateError, NotFound, StartError};
+use crate::forking::{Forking, Prover};
+use crate::keeper::{self, Workshop};
 use crate::owner::Order;
-use crate::pool::{Parking, Pool, Workshop};
+use crate::pool::{Parking, Pool};
 use crate::recovery;
 use crate::sandbox::Sandbox;
+use crate::snapshot::SnapshotShelf;
 use crate::sync::lock;
 use crate::templates::Templates;
 
@@ -43,6 +46,9 @@ pub(crate) struct Core {
     pub(crate) machines: PathBuf,
     /// Turns to restore a machine.
     pub(crate) boots: Semaphore,
+    pub(crate) snapshots: SnapshotShelf,
+    /// Turns to write a snapshot.
+    pub(crate) writing: Semaphore,
     /// Owners and their helpers; empty means that nothing is left.
     pub(crate) tasks: TaskTracker,
     admission: Arc<Admission>,
@@ -73,9 +79,15 @@ impl Manager {
         let lock = recovery::take_instance(&config.instance_dir)?;
         let machines = config.instance_dir.join("machines");
         recovery::clean(&machines, &store, &*engine)?;
+        let snapshots = config.instance_dir.join("snapshots");
+        let snapshots = SnapshotShelf::open(snapshots.clone(), machines.clone())
+            .map_err(|source| StartError::Directory { path: snapshots, source })?;
+        let prover = Prover::new(engine.clone(), machines.clone(), config.forking);
         let core = Arc::new(Core {
-            pool: Pool::new(config.pool_size, config.pool_idle),
+            pool: Pool::new(config.pool_size, config.pool_idle, Arc::new(prover)),
             boots: Semaphore::new(config.boots_at_once.max(1)),
+            snapshots,
+            writing: Semaphore::new(1),
             admission: Arc::new(Admission::new(&config)),
             registry: Mutex::default(),
             creating: Arc::default(),
@@ -87,7 +99,7 @@ impl Manager {
             machines,
             _lock: lock,
         });
-        core.tasks.spawn(core.pool.clone().keep(core.workshop()));
+        core.tasks.spawn(keeper::keep(core.pool.clone(), core.workshop()));
         tokio::spawn(upkeep(Arc::downgrade(&core)));
         Ok(Arc::new(Self { core }))
     }
@@ -115,12 +127,17 @@ impl Manager {
         self.core.find(id).ok_or(NotFound(id))
     }
 
-    /// Machines that are parked for the next creates.
+    /// Machines that are made ahead for the next creates.
     pub fn parking(&self) -> Parking {
         self.core.pool.parking()
     }
 
-    /// Parks machines of the default size of every template that has a bake. For the server's
+    /// Whether machines are forked here.
+    pub fn forking(&self) -> Forking {
+        self.core.pool.prover.state()
+    }
+
+    /// Makes machines ahead, of the default size of every template that has a bake. For the server's
     /// start and after a template was built.
     pub fn prime(&self) {
         for view in self.core.templates.list() {

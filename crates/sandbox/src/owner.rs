@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pandastack_engine::Exit;
+use pandastack_proto::Token;
 use pandastack_store::Transition;
 use pandastack_types::{EndReason, State};
 use serde_json::json;
@@ -27,8 +28,8 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::boot::Housed;
-use crate::error::{Chain, LifecycleError, NotFound};
+use crate::boot::{self, Copies, Housed};
+use crate::error::{Chain, CreateError, LifecycleError, NotFound};
 use crate::manager::Core;
 use crate::sandbox::{Live, Sandbox, Status};
 use crate::sync::lock;
@@ -39,27 +40,34 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const SET_CLOCK: Duration = Duration::from_secs(5);
 
 /// Something that the owner is asked to do.
-#[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
     Pause,
     Resume,
-    Limit { ttl_seconds: Option<u64>, persistent: Option<bool> },
+    Limit {
+        ttl_seconds: Option<u64>,
+        persistent: Option<bool>,
+    },
+    /// Makes a copy of the machine per name. Whoever waits for them makes them sandboxes.
+    Fork {
+        names: Vec<String>,
+        machines: oneshot::Sender<Result<Copies, CreateError>>,
+    },
     End(EndReason),
 }
 
 /// An order, and whom to tell when it is carried out.
-#[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) order: Order,
-    pub(crate) done: Option<oneshot::Sender<Result<(), LifecycleError>>>,
+    pub(crate) done: Done,
 }
 
-impl Message {
-    fn answer(self, result: Result<(), LifecycleError>) {
-        if let Some(done) = self.done {
-            // Nobody waits any more: the requester's loss.
-            let _ = done.send(result);
-        }
+/// Whom to tell how an order went.
+type Done = Option<oneshot::Sender<Result<(), LifecycleError>>>;
+
+fn answer(done: Done, result: Result<(), LifecycleError>) {
+    if let Some(done) = done {
+        // Nobody waits any more: the requester's loss.
+        let _ = done.send(result);
     }
 }
 
@@ -98,7 +106,7 @@ impl Owner {
                 Some(message) if matches!(message.order, Order::End(_)) => return message,
                 Some(message) => {
                     let refusal = self.sandbox.unavailable();
-                    message.answer(Err(refusal.into()));
+                    answer(message.done, Err(refusal.into()));
                 }
                 // Cannot be: the sandbox itself holds a sender.
                 None => pending().await,
@@ -120,13 +128,12 @@ impl Owner {
                 () = until(deadline) => return Stop::End(EndReason::Ttl, None),
                 message = self.mailbox.recv() => {
                     let Some(message) = message else { continue };
-                    match message.order {
-                        Order::End(reason) => return Stop::End(reason, Some(message)),
-                        order => {
-                            let result = self.obey(order, housed).await;
-                            message.answer(result);
-                        }
+                    if let Order::End(reason) = message.order {
+                        return Stop::End(reason, Some(message));
                     }
+                    let Message { order, done } = message;
+                    let result = self.obey(order, housed).await;
+                    answer(done, result);
                 }
             }
         }
@@ -138,6 +145,10 @@ impl Owner {
             (Order::Pause, _) => self.pause(housed).await,
             (Order::Resume, _) => self.resume(housed).await,
             (Order::Limit { ttl_seconds, persistent }, _) => self.limit(ttl_seconds, persistent),
+            (Order::Fork { names, machines }, _) => {
+                self.fork(housed, names, machines).await;
+                Ok(())
+            }
             // Handled by the caller, which owns the machine.
             (Order::End(_), _) => Ok(()),
         }
@@ -172,6 +183,30 @@ impl Owner {
         }
         self.show(State::Running, None);
         Ok(())
+    }
+
+    /// Copies the machine, which goes on as it was. A requester that has gone meanwhile gets
+    /// nothing, and the copies that nobody takes end here.
+    async fn fork(
+        &self,
+        housed: &Housed,
+        names: Vec<String>,
+        machines: oneshot::Sender<Result<Copies, CreateError>>,
+    ) {
+        if machines.is_closed() {
+            return;
+        }
+        let children = names.len();
+        let deadline = self.core.config.ready_deadline;
+        let forked = boot::fork(&*housed.machine, &self.core.machines, names, deadline).await;
+        if forked.is_ok() {
+            self.sandbox.history.push("sandbox.forked", json!({ "children": children }));
+        }
+        if let Err(Ok(unwanted)) = machines.send(forked) {
+            for housed in unwanted.machines {
+                housed.machine.kill().await;
+            }
+        }
     }
 
     /// Journals that a resume did not happen: the sandbox was shown as paused all along.
@@ -227,9 +262,9 @@ impl Owner {
         reason: EndReason,
         message: Option<Message>,
     ) {
-        let reason = match message.as_ref().map(|message| message.order) {
+        let reason = match message.as_ref().map(|message| &message.order) {
             // A sandbox that has ended already keeps its reason.
-            Some(Order::End(wanted)) if self.sandbox.state() != State::Failed => wanted,
+            Some(Order::End(wanted)) if self.sandbox.state() != State::Failed => *wanted,
             _ => reason,
         };
         self.journal_end(State::Stopping, Some(reason));
@@ -241,7 +276,7 @@ impl Owner {
         self.sandbox.logs.close();
         self.sandbox.history.close();
         if let Some(message) = message {
-            message.answer(Ok(()));
+            answer(message.done, Ok(()));
         }
         self.answer_late_orders();
     }
@@ -261,15 +296,15 @@ impl Owner {
                 Order::End(_) => Ok(()),
                 _ => Err(NotFound(self.sandbox.id()).into()),
             };
-            message.answer(result);
+            answer(message.done, result);
         }
     }
 
     /// Shows a machine that is ready: the last step of a create.
-    pub(crate) fn ready(&mut self, housed: &Housed) -> Result<(), LifecycleError> {
+    pub(crate) fn ready(&mut self, housed: &Housed, token: Token) -> Result<(), LifecycleError> {
         self.journal(State::Running, None)?;
-        let now = Instant::now();
-        *lock(&self.sandbox.live) = Some(Live { machine: housed.machine.clone(), since: now });
+        let live = Live { machine: housed.machine.clone(), token, since: Instant::now() };
+        *lock(&self.sandbox.live) = Some(live);
         self.show(State::Running, None);
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pandastack_proto::ExecSpec;
-use pandastack_types::{ExecRequest, Size, TemplateName};
+use pandastack_types::{ExecRequest, Size, SnapshotId, TemplateName};
 
 use crate::error::InvalidRequest;
 
@@ -12,10 +12,6 @@ use crate::error::InvalidRequest;
 pub(crate) const MAX_TTL_SECONDS: i64 = 100 * 365 * 86_400;
 /// Longest time limit of one command.
 pub(crate) const MAX_EXEC_SECONDS: i64 = 86_400;
-
-const MAX_METADATA: usize = 64;
-const MAX_METADATA_KEY: usize = 128;
-const MAX_METADATA_VALUE: usize = 4 << 10;
 
 /// Bytes of a command with its environment: they travel to the guest in one frame.
 const MAX_COMMAND: usize = pandastack_proto::MAX_PAYLOAD - (12 << 10);
@@ -25,6 +21,9 @@ const MAX_PATH: usize = 4096;
 const MAX_USER: usize = 32;
 /// Bytes of standard input in a request. Longer input is written to a file first, or attached.
 const MAX_STDIN: usize = 512 << 10;
+
+/// Most children of one fork.
+pub(crate) const MAX_CHILDREN: i64 = 100;
 
 /// A sandbox that a client asks for.
 #[derive(Clone, Debug)]
@@ -41,33 +40,39 @@ pub struct NewSandbox {
     pub ttl_seconds: Option<i64>,
     /// Whether it outlives a client's `with` block.
     pub persistent: bool,
+    /// The snapshot that it is made of, in place of a template.
+    pub from_snapshot: Option<SnapshotId>,
 }
 
-impl NewSandbox {
-    /// Checks everything that needs no template.
-    pub(crate) fn check(&self) -> Result<(), InvalidRequest> {
-        if self.metadata.len() > MAX_METADATA {
-            return Err(field(format!("metadata has more than {MAX_METADATA} entries")));
-        }
-        for (key, value) in &self.metadata {
-            if key.is_empty() || key.len() > MAX_METADATA_KEY {
-                return Err(field(format!("a metadata key must be 1 to {MAX_METADATA_KEY} bytes")));
-            }
-            if value.len() > MAX_METADATA_VALUE {
-                return Err(field(format!(
-                    "a metadata value must be at most {MAX_METADATA_VALUE} bytes"
-                )));
-            }
-        }
-        Ok(())
-    }
+/// A size class as it came over the wire, with the template's defaults filled in.
+pub(crate) fn size(
+    cpu: Option<i64>,
+    memory_mb: Option<i64>,
+    default: Size,
+) -> Result<Size, InvalidRequest> {
+    let cpu = cpu.unwrap_or(i64::from(default.cpu));
+    let memory_mb = memory_mb.unwrap_or(i64::from(default.memory_mb));
+    Ok(Size::new(cpu, memory_mb)?)
+}
 
-    /// The size class, with the template's defaults filled in.
-    pub(crate) fn size(&self, default: Size) -> Result<Size, InvalidRequest> {
-        let cpu = self.cpu.unwrap_or(i64::from(default.cpu));
-        let memory_mb = self.memory_mb.unwrap_or(i64::from(default.memory_mb));
-        Ok(Size::new(cpu, memory_mb)?)
-    }
+/// Children that a client asks a running sandbox for.
+#[derive(Clone, Debug, Default)]
+pub struct ForkRequest {
+    /// How many; one when absent.
+    pub count: Option<i64>,
+    /// Labels on top of the parent's.
+    pub metadata: BTreeMap<String, String>,
+    /// Seconds of life from now on, 0 for no limit; the parent's setting when absent.
+    pub ttl_seconds: Option<i64>,
+    /// Whether they are marked as siblings of one tree.
+    pub tree: bool,
+}
+
+/// A number of children as it came over the wire.
+pub(crate) fn children(count: i64) -> Result<usize, InvalidRequest> {
+    let legal = (1..=MAX_CHILDREN).contains(&count);
+    let refused = || field(format!("count must be 1 to {MAX_CHILDREN}, not {count}"));
+    usize::try_from(count).ok().filter(|_| legal).ok_or_else(refused)
 }
 
 /// A time to live as it came over the wire.

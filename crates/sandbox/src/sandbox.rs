@@ -6,11 +6,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pandastack_engine::Machine;
 use pandastack_engine::agent::AgentClient;
+use pandastack_engine::{Bake, Machine};
+use pandastack_proto::Token;
 use pandastack_types::{
-    Egress, EndReason, Isolation, Lifecycle, Metrics, SandboxId, SandboxView, Size, State,
-    TemplateName,
+    Egress, EndReason, Isolation, Lifecycle, Metrics, SandboxId, SandboxView, Size, SnapshotId,
+    State, TemplateName,
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -20,6 +21,7 @@ use crate::error::{LifecycleError, NotFound, Unavailable};
 use crate::history::History;
 use crate::limits::{LifecycleChange, Limits};
 use crate::logs::Logs;
+use crate::metadata::Metadata;
 use crate::owner::{Message, Order};
 use crate::runclock::RunClock;
 use crate::sync::lock;
@@ -34,11 +36,24 @@ pub(crate) struct Birth {
     /// The template as the client named it.
     pub(crate) template: TemplateName,
     pub(crate) size: Size,
-    pub(crate) metadata: std::collections::BTreeMap<String, String>,
+    pub(crate) metadata: Metadata,
     pub(crate) created_at: OffsetDateTime,
     pub(crate) engine: &'static str,
     pub(crate) isolation: Isolation,
-    pub(crate) boot_mode: &'static str,
+    /// The template's bake that it goes back to, directly or through parents and snapshots. No
+    /// tenant ever had a hand in it.
+    pub(crate) ancestor: Arc<Bake>,
+    /// The snapshot that it was asked to be made of.
+    pub(crate) from_snapshot: Option<SnapshotId>,
+}
+
+/// How its machine came to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Boot {
+    /// The contract's word for it.
+    pub(crate) mode: &'static str,
+    /// From the request to the agent's acknowledgement.
+    pub(crate) took: Duration,
 }
 
 /// Where a sandbox is in its life, and why it ended.
@@ -52,6 +67,8 @@ pub(crate) struct Status {
 #[derive(Clone)]
 pub(crate) struct Live {
     pub(crate) machine: Arc<dyn Machine>,
+    /// What its guest obeys.
+    pub(crate) token: Token,
     pub(crate) since: Instant,
 }
 
@@ -61,8 +78,7 @@ pub struct Sandbox {
     pub(crate) limits: Mutex<Limits>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) live: Mutex<Option<Live>>,
-    /// From the request to the agent's acknowledgement.
-    pub(crate) boot: Mutex<Duration>,
+    pub(crate) boot: Mutex<Boot>,
     pub(crate) clock: RunClock,
     activity: Mutex<Activity>,
     pub(crate) logs: Logs,
@@ -81,6 +97,7 @@ impl Sandbox {
     pub(crate) fn new(
         birth: Birth,
         limits: Limits,
+        boot_mode: &'static str,
         log_bytes: usize,
         mailbox: mpsc::Sender<Message>,
     ) -> Self {
@@ -91,7 +108,7 @@ impl Sandbox {
             limits: Mutex::new(limits),
             status: watch::Sender::new(Status { state: State::Creating, reason: None }),
             live: Mutex::new(None),
-            boot: Mutex::new(Duration::ZERO),
+            boot: Mutex::new(Boot { mode: boot_mode, took: Duration::ZERO }),
             clock: RunClock::new(now),
             activity: Mutex::new(Activity { running: 0, last: now }),
             logs: Logs::new(log_bytes),
@@ -113,6 +130,7 @@ impl Sandbox {
     pub fn view(&self) -> SandboxView {
         let status = *self.status.borrow();
         let limits = *lock(&self.limits);
+        let boot = *lock(&self.boot);
         let birth = self.birth.clone();
         SandboxView {
             id: birth.id,
@@ -121,8 +139,9 @@ impl Sandbox {
             memory_mb: birth.size.memory_mb,
             status: status.state,
             metadata: birth.metadata,
-            boot_ms: lock(&self.boot).as_millis() as u64,
-            boot_mode: birth.boot_mode.to_owned(),
+            boot_ms: boot.took.as_millis() as u64,
+            boot_mode: boot.mode.to_owned(),
+            from_snapshot: birth.from_snapshot,
             created_at: birth.created_at,
             persistent: limits.persistent,
             ttl_seconds: limits.ttl_seconds,

@@ -60,16 +60,23 @@ const COLUMNS: &str = "id, template, cpu, memory_mb, metadata, ttl_seconds, pers
 impl Store {
     /// Writes a new record together with its first journal line.
     pub fn create(&self, record: &SandboxRecord) -> Result<(), StoreError> {
+        self.create_all(std::slice::from_ref(record))
+    }
+
+    /// Writes new records with their first journal lines: all or none, for the price of one.
+    pub fn create_all(&self, records: &[SandboxRecord]) -> Result<(), StoreError> {
         let mut connection = self.lock();
         let tx = connection.transaction()?;
-        insert(&tx, record)?;
-        let payload = json!({
-            "template": record.template,
-            "cpu": record.size.cpu,
-            "memory_mb": record.size.memory_mb,
-            "machine": record.machine,
-        });
-        append(&tx, record.id, record.created_at, &kind(record.state), &payload)?;
+        for record in records {
+            insert(&tx, record)?;
+            let payload = json!({
+                "template": record.template,
+                "cpu": record.size.cpu,
+                "memory_mb": record.size.memory_mb,
+                "machine": record.machine,
+            });
+            append(&tx, record.id, record.created_at, &kind(record.state), &payload)?;
+        }
         tx.commit()?;
         Ok(())
     }

@@ -48,6 +48,18 @@ fn open(dir: &Path) -> Store {
 }
 
 #[test]
+fn several_records_are_written_together_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let records = [record(), record(), record()];
+    store.create_all(&records).unwrap();
+    assert_eq!(store.unfinished().unwrap().len(), 3);
+    let again = [record(), records[1].clone()];
+    assert!(store.create_all(&again).is_err(), "an id is used once");
+    assert_eq!(store.sandbox(again[0].id).unwrap(), None);
+}
+
+#[test]
 fn a_record_survives_reopening_whole() {
     let dir = tempfile::tempdir().unwrap();
     let record = record();

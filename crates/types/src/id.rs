@@ -6,34 +6,49 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A sandbox: a lower-case UUID, because clients put it in paths and in DNS labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SandboxId(Uuid);
+/// Defines an id: a random UUID with one spelling, lower-case and hyphenated.
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $invalid:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Uuid);
 
-impl SandboxId {
-    /// A fresh random id (UUID version 4).
-    pub fn random() -> Self {
-        Self(Uuid::new_v4())
-    }
-}
-
-impl fmt::Display for SandboxId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_hyphenated().fmt(f)
-    }
-}
-
-impl FromStr for SandboxId {
-    type Err = InvalidName;
-
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
-        // Only the hyphenated form: one sandbox has one spelling.
-        if text.len() != 36 {
-            return Err(InvalidName::SandboxId);
+        impl $name {
+            /// A fresh random id (UUID version 4).
+            pub fn random() -> Self {
+                Self(Uuid::new_v4())
+            }
         }
-        Uuid::try_parse(text).map(Self).map_err(|_| InvalidName::SandboxId)
-    }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                // Only the hyphenated form: one thing has one spelling.
+                if text.len() != 36 {
+                    return Err($invalid);
+                }
+                Uuid::try_parse(text).map(Self).map_err(|_| $invalid)
+            }
+        }
+    };
+}
+
+id! {
+    /// A sandbox: a lower-case UUID, because clients put it in paths and in DNS labels.
+    SandboxId, InvalidName::SandboxId
+}
+
+id! {
+    /// A snapshot of a sandbox.
+    SnapshotId, InvalidName::SnapshotId
 }
 
 /// The name of a template or of an alias: 1 to 64 of `a-z 0-9 . _ -`, starting with a letter or
@@ -95,6 +110,9 @@ pub enum InvalidName {
     /// Not a hyphenated UUID.
     #[error("a sandbox id is a UUID such as 1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed")]
     SandboxId,
+    /// Not a hyphenated UUID.
+    #[error("a snapshot id is a UUID such as 1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed")]
+    SnapshotId,
     /// Not a template name.
     #[error(
         "a template name is 1 to 64 of a-z, 0-9, '.', '_', '-' and starts with a letter or digit"

@@ -6,18 +6,22 @@
 #![forbid(unsafe_code)]
 
 mod event;
+mod fork;
 mod id;
 mod lifecycle;
 mod sandbox;
 mod size;
+mod snapshot;
 mod template;
 
 pub use event::Event;
-pub use id::{InvalidName, SandboxId, TemplateName};
+pub use fork::{ForkFailure, ForkView};
+pub use id::{InvalidName, SandboxId, SnapshotId, TemplateName};
 pub use lifecycle::{EndReason, IllegalTransition, State};
 pub use sandbox::{
     Egress, ExecOutput, ExecRequest, FileEntry, Isolation, Lifecycle, Metrics, SandboxSpec,
     SandboxView,
 };
 pub use size::{InvalidSize, Size};
+pub use snapshot::{SnapshotList, SnapshotView};
 pub use template::TemplateView;

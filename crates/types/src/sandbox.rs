@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::{EndReason, SandboxId, Size, State, TemplateName};
+use crate::{EndReason, SandboxId, Size, SnapshotId, State, TemplateName};
 
 /// What a client asked for, validated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,8 +68,11 @@ pub struct SandboxView {
     pub metadata: BTreeMap<String, String>,
     /// Milliseconds from the request to the agent's acknowledgement.
     pub boot_ms: u64,
-    /// How its machine came to be: `pool` or `snapshot`.
+    /// How its machine came to be: `pool`, `fork` or `snapshot`.
     pub boot_mode: String,
+    /// The snapshot that it was made of.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub from_snapshot: Option<SnapshotId>,
     /// When it was asked for.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,

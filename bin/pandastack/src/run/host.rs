@@ -64,6 +64,8 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen")?;
         let options = ServerOptions {
             instance_dir: instance.path().to_owned(),
+            // For one sandbox, making a machine to fork costs more than it saves.
+            fork: false,
             pool: 0,
             max_sandboxes: None,
             default_ttl_seconds: None,

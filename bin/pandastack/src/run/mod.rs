@@ -25,6 +25,7 @@ use crate::sandbox::{CreateArgs, create};
 use crate::signals::Signals;
 use crate::status::Status;
 use host::Host;
+pub use instance::Instance;
 
 /// Examples.
 pub const EXAMPLES: &str = "\
@@ -138,6 +139,7 @@ async fn run_in_sandbox(
     let start = Instant::now();
     let wanted = CreateArgs {
         template: args.template.clone(),
+        from_snapshot: None,
         cpu: args.cpu,
         memory: args.memory,
         ttl: Some(host.lease().as_secs()),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use http::Method;
-use pandastack_types::{Lifecycle, SandboxView};
+use pandastack_types::{Lifecycle, SandboxView, SnapshotId, SnapshotView};
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -19,7 +19,16 @@ pub const CREATE_EXAMPLES: &str = "\
 Examples:
   pandastack sandbox create
   pandastack sandbox create --template code-interpreter --memory 1024 --ttl 600
-  id=$(pandastack sandbox create --metadata job=42)";
+  id=$(pandastack sandbox create --metadata job=42)
+  pandastack sandbox create --from-snapshot $(pandastack sandbox snapshot 1b9d)";
+
+/// Examples of `sandbox snapshot`.
+pub const SNAPSHOT_EXAMPLES: &str = "\
+Examples:
+  pandastack sandbox snapshot 1b9d
+  pandastack sandbox create --from-snapshot $(pandastack sandbox snapshot 1b9d)
+
+The sandbox goes on as it was; the snapshot outlives it. Its id is printed.";
 
 /// What a new sandbox is like.
 #[derive(Args, Clone, Debug)]
@@ -27,6 +36,9 @@ pub struct CreateArgs {
     /// The template it is a copy of
     #[arg(long, value_name = "NAME", default_value = "base")]
     pub template: String,
+    /// The snapshot that it is made of, in place of a template
+    #[arg(long, value_name = "ID", conflicts_with_all = ["template", "cpu", "memory"])]
+    pub from_snapshot: Option<SnapshotId>,
     /// vCPUs [default: the template's]
     #[arg(long, value_name = "N")]
     pub cpu: Option<i64>,
@@ -58,6 +70,8 @@ pub struct TtlArgs {
 struct CreateRequest<'a> {
     template: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    from_snapshot: Option<SnapshotId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     cpu: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_mb: Option<i64>,
@@ -71,6 +85,7 @@ struct CreateRequest<'a> {
 pub async fn create(client: &Client, args: &CreateArgs) -> anyhow::Result<SandboxView> {
     let request = CreateRequest {
         template: &args.template,
+        from_snapshot: args.from_snapshot,
         cpu: args.cpu,
         memory_mb: args.memory,
         ttl_seconds: args.ttl,
@@ -161,6 +176,18 @@ pub async fn kill(client: &Client, ids: &[String], context: Context) -> anyhow::
 pub async fn act(client: &Client, id: &str, verb: &str) -> anyhow::Result<Status> {
     let id = resolve(client, id).await?;
     client.act(Method::POST, &format!("/v1/sandboxes/{id}/{verb}")).await?;
+    Ok(Status::SUCCESS)
+}
+
+pub async fn snapshot(client: &Client, id: &str, context: Context) -> anyhow::Result<Status> {
+    let id = resolve(client, id).await?;
+    let path = format!("/v1/sandboxes/{id}/snapshots");
+    let view: SnapshotView = client.send(Method::POST, &path, &serde_json::json!({})).await?;
+    if context.json {
+        output::json(&view)?;
+    } else {
+        output::line(&view.id.to_string())?;
+    }
     Ok(Status::SUCCESS)
 }
 

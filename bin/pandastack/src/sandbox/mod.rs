@@ -2,6 +2,7 @@
 
 mod cp;
 mod exec;
+mod fork;
 mod logs;
 mod manage;
 
@@ -48,6 +49,12 @@ pub enum Command {
     /// Let a paused sandbox run on
     #[command(after_help = "Example:\n  pandastack sandbox resume 1b9d")]
     Resume(One),
+    /// Make copies of a running sandbox: its memory, processes and files of this instant
+    #[command(after_help = fork::EXAMPLES)]
+    Fork(fork::Args),
+    /// Keep a sandbox as it is now on disk, to make others of it
+    #[command(after_help = manage::SNAPSHOT_EXAMPLES)]
+    Snapshot(One),
     /// Set how long a sandbox may live
     #[command(after_help = "Examples:\n  pandastack sandbox ttl 1b9d 3600\n  \
                             pandastack sandbox ttl 1b9d 0   # no limit")]
@@ -83,6 +90,8 @@ pub async fn run(command: Command, context: Context) -> anyhow::Result<Status> {
         Command::Logs(args) => logs::run(&client, args, context).await,
         Command::Pause(one) => manage::act(&client, &one.id, "pause").await,
         Command::Resume(one) => manage::act(&client, &one.id, "resume").await,
+        Command::Fork(args) => fork::run(&client, &args, context).await,
+        Command::Snapshot(one) => manage::snapshot(&client, &one.id, context).await,
         Command::Ttl(args) => manage::set_ttl(&client, &args, context).await,
     }
 }

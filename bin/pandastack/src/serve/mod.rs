@@ -44,6 +44,9 @@ pub struct Args {
     /// Machines that stand ready for each template
     #[arg(long, value_name = "N", env = "PANDASTACK_POOL", default_value_t = 2)]
     pool: usize,
+    /// Whether sandboxes are forks of a running machine; off restores each from its file
+    #[arg(long, value_enum, env = "PANDASTACK_FORK", default_value_t = ForkChoice::Auto)]
+    fork: ForkChoice,
     /// What runs the guests
     #[arg(long, value_enum, env = "PANDASTACK_ENGINE", default_value_t = EngineChoice::Auto)]
     engine: EngineChoice,
@@ -72,6 +75,15 @@ pub enum EngineChoice {
     Kvm,
 }
 
+/// Ways to make machines.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForkChoice {
+    /// Fork where a proof at the start shows that it works, else restore
+    Auto,
+    /// Restore; sandboxes cannot be forked or snapshotted then
+    Off,
+}
+
 pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     let mut signals = Signals::listen()?;
     if args.engine == EngineChoice::Kvm {
@@ -91,6 +103,7 @@ pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     };
     let options = ServerOptions {
         instance_dir: data_dir.clone(),
+        fork: args.fork == ForkChoice::Auto,
         pool: args.pool,
         max_sandboxes: args.max_sandboxes,
         default_ttl_seconds: args.default_ttl,

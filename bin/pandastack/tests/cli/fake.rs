@@ -68,6 +68,8 @@ impl Fake {
             .route("/v1/sandboxes", get(list).post(create))
             .route(one, get(show).delete(|| async { StatusCode::NO_CONTENT }))
             .route(&format!("{one}/pause"), post(|| async { StatusCode::NO_CONTENT }))
+            .route(&format!("{one}/fork"), post(fork))
+            .route(&format!("{one}/snapshots"), post(snapshot))
             .route(&format!("{one}/lifecycle"), axum::routing::patch(lifecycle))
             .route(&format!("{one}/logs"), get(logs))
             .route(&format!("{one}/exec"), post(exec))
@@ -164,6 +166,27 @@ async fn lifecycle(State(shared): Shelf, Json(body): Json<Value>) -> Json<Value>
     let ttl = body["ttl_seconds"].clone();
     shared.bodies.lock().unwrap().push(body);
     Json(json!({"ttl_seconds": ttl, "persistent": false, "idle_seconds": 0}))
+}
+
+/// Makes all but one of the copies that it is asked for, if it is asked for several.
+async fn fork(State(shared): Shelf, Path(id): Path<String>, Json(body): Json<Value>) -> Response {
+    let count = body["count"].as_u64().unwrap();
+    shared.bodies.lock().unwrap().push(body);
+    let missing = json!([{"index": count - 1, "err": "not ready"}]);
+    let answer = json!({
+        "parent_id": id, "snapshot_id": null, "at": "2026-01-01T00:00:00Z",
+        "sandbox": view(NEW), "children": vec![view(NEW); count.max(2) as usize - 1],
+        "errors": if count > 1 { missing } else { json!([]) },
+    });
+    (StatusCode::CREATED, Json(answer)).into_response()
+}
+
+async fn snapshot(Path(id): Path<String>) -> Response {
+    let answer = json!({
+        "id": NEW, "sandbox_id": id, "template": "base", "cpu": 1, "memory_mb": 512,
+        "engine": "qemu", "size_bytes": 1, "created_at": "2026-01-01T00:00:00Z",
+    });
+    (StatusCode::CREATED, Json(answer)).into_response()
 }
 
 async fn logs(Query(query): Query<BTreeMap<String, String>>) -> Response {

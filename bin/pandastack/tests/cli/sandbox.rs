@@ -81,6 +81,33 @@ async fn logs_come_at_once_or_as_they_are_written() {
 }
 
 #[tokio::test]
+async fn fork_prints_ids_and_what_is_missing() {
+    let (fake, program) = pair().await;
+    let output = program.run(&["sandbox", "fork", "1b9d", "--metadata", "try=a"]).await;
+    assert_eq!((stdout(&output), output.status.code()), (format!("{NEW}\n"), Some(0)));
+    assert_eq!(fake.bodies()[0], serde_json::json!({"count": 1, "metadata": {"try": "a"}}));
+    let output = program.run(&["sandbox", "fork", "1b9d", "-n", "3", "--ttl", "9"]).await;
+    assert_eq!((stdout(&output).lines().count(), output.status.code()), (2, Some(125)));
+    assert!(stderr(&output).contains("copy 2 is missing: not ready"), "{}", stderr(&output));
+    assert_eq!(fake.bodies()[1]["ttl_seconds"], 9);
+    let output = program.run(&["sandbox", "fork", "1b9d", "--json"]).await;
+    let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((&answer["parent_id"], &answer["sandbox"]["id"]), (&IDS[0].into(), &NEW.into()));
+}
+
+#[tokio::test]
+async fn a_snapshot_is_taken_and_used() {
+    let (fake, program) = pair().await;
+    let output = program.run(&["sandbox", "snapshot", "1b9d"]).await;
+    assert_eq!(stdout(&output), format!("{NEW}\n"));
+    let output = program.run(&["sandbox", "create", "--from-snapshot", NEW]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(fake.bodies()[0]["from_snapshot"], NEW);
+    let both = ["sandbox", "create", "--from-snapshot", NEW, "--memory", "512"];
+    assert_eq!(program.run(&both).await.status.code(), Some(2));
+}
+
+#[tokio::test]
 async fn ttl_is_set_from_now() {
     let (fake, program) = pair().await;
     let output = program.run(&["sandbox", "ttl", "1b9d", "3600", "--json"]).await;

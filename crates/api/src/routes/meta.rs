@@ -17,10 +17,13 @@ pub(crate) async fn version() -> Json<Value> {
 /// How busy the server is.
 pub(crate) async fn stats(State(api): State<Api>) -> Json<Value> {
     let parking = api.manager.parking();
+    let forking = api.manager.forking();
     Json(json!({
         "sandboxes": api.manager.list().len(),
         "parked": parking.parked,
         "parked_wanted": parking.wanted,
+        "zygotes": parking.zygotes,
+        "forking": { "state": forking.as_str(), "reason": forking.reason() },
     }))
 }
 

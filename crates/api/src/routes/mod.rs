@@ -2,10 +2,12 @@
 
 mod attach;
 mod exec;
+mod fork;
 mod fs;
 mod logs;
 mod meta;
 mod sandboxes;
+mod snapshots;
 mod stream;
 mod templates;
 
@@ -21,14 +23,11 @@ use crate::{Api, access, auth, body, guard};
 
 /// Routes of the contract that this server does not have yet. Named, so that clients hear that
 /// and not that their sandbox is missing.
-const NOT_YET: [&str; 18] = [
+const NOT_YET: [&str; 14] = [
     "/v1/sandboxes/{id}/hibernate",
     "/v1/sandboxes/{id}/stop",
     "/v1/sandboxes/{id}/wake",
     "/v1/sandboxes/{id}/start",
-    "/v1/sandboxes/{id}/snapshots",
-    "/v1/sandboxes/{id}/fork",
-    "/v1/sandboxes/{id}/fork-tree",
     "/v1/sandboxes/{id}/promote",
     "/v1/sandboxes/{id}/repl",
     "/v1/sandboxes/{id}/repl/sessions",
@@ -36,7 +35,6 @@ const NOT_YET: [&str; 18] = [
     "/v1/sandboxes/{id}/mcp",
     "/v1/sandboxes/{id}/exec/ws",
     "/v1/sandboxes/{id}/exec/pty",
-    "/v1/snapshots",
     "/v1/volumes",
     "/v1/me/tokens",
     "/v1/templates/build",
@@ -60,6 +58,11 @@ pub(crate) fn router(api: Api, guard: Guard) -> Router {
         )
         .route("/v1/sandboxes/{id}/pause", post(sandboxes::pause))
         .route("/v1/sandboxes/{id}/resume", post(sandboxes::resume))
+        .route("/v1/sandboxes/{id}/fork", post(fork::fork))
+        .route("/v1/sandboxes/{id}/fork-tree", post(fork::fork_tree))
+        .route("/v1/sandboxes/{id}/snapshots", post(snapshots::take))
+        .route("/v1/snapshots", get(snapshots::list))
+        .route("/v1/snapshots/{id}", get(snapshots::get).delete(snapshots::delete))
         .route("/v1/sandboxes/{id}/metrics", get(sandboxes::metrics))
         .route("/v1/sandboxes/{id}/ports", get(sandboxes::ports))
         .route("/v1/sandboxes/{id}/logs", get(logs::logs))

@@ -9,6 +9,7 @@ use pandastack_sandbox::{LifecycleChange, NewSandbox};
 use pandastack_types::{Lifecycle, Metrics, SandboxView};
 use serde_json::{Value, json};
 
+use super::snapshots;
 use crate::Api;
 use crate::body::Fields;
 use crate::error::ApiError;
@@ -17,7 +18,7 @@ use crate::extract::Target;
 /// The template of a request that names none.
 const DEFAULT_TEMPLATE: &str = "code-interpreter";
 
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 pub(crate) async fn create(State(api): State<Api>, body: Body) -> Result<Response, ApiError> {
     let request = new_sandbox(&Fields::read(body).await?)?;
@@ -27,15 +28,16 @@ pub(crate) async fn create(State(api): State<Api>, body: Body) -> Result<Respons
 }
 
 fn new_sandbox(fields: &Fields) -> Result<NewSandbox, ApiError> {
-    for name in ["from_snapshot", "volumes"] {
-        // An empty text or list asks for nothing.
-        let asked = fields.value(name).filter(|value| **value != json!("") && **value != json!([]));
-        if asked.is_some() {
-            let text = format!("{name} is not supported by this server yet");
-            return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, text));
-        }
+    // An empty text or list asks for nothing.
+    if fields.value("volumes").is_some_and(|value| *value != json!([])) {
+        let text = "volumes is not supported by this server yet";
+        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, text));
     }
-    let template = fields.text("template")?.unwrap_or(DEFAULT_TEMPLATE);
+    let from_snapshot = fields.text("from_snapshot")?.filter(|id| !id.is_empty());
+    let from_snapshot = from_snapshot.map(snapshots::parse).transpose()?;
+    // Libraries send their default template along with a snapshot.
+    let template = fields.text("template")?.filter(|_| from_snapshot.is_none());
+    let template = template.unwrap_or(DEFAULT_TEMPLATE);
     let template = template
         .parse()
         .map_err(|error| ApiError::bad_request(format!("unknown template: {error}")))?;
@@ -46,6 +48,7 @@ fn new_sandbox(fields: &Fields) -> Result<NewSandbox, ApiError> {
         metadata: fields.texts("metadata")?,
         ttl_seconds: fields.integer("ttl_seconds")?,
         persistent: fields.flag("persistent")?.unwrap_or(false),
+        from_snapshot,
     })
 }
 
@@ -127,11 +130,18 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_said_so() {
-        for text in [r#"{"from_snapshot":"x"}"#, r#"{"volumes":[{"name":"v"}]}"#] {
-            let error = read(text).unwrap_err();
-            assert_eq!(error.status, StatusCode::NOT_IMPLEMENTED);
-            assert!(error.text.contains("not supported by this server yet"), "{error:?}");
-        }
+        let error = read(r#"{"volumes":[{"name":"v"}]}"#).unwrap_err();
+        assert_eq!(error.status, StatusCode::NOT_IMPLEMENTED);
+        assert!(error.text.contains("not supported by this server yet"), "{error:?}");
+    }
+
+    #[test]
+    fn a_snapshot_takes_the_place_of_the_template() {
+        let text = r#"{"template":"../x","from_snapshot":"1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed"}"#;
+        assert!(read(text).unwrap().from_snapshot.is_some());
+        assert!(read(r#"{"from_snapshot":""}"#).unwrap().from_snapshot.is_none());
+        let unknown = read(r#"{"from_snapshot":"../../etc"}"#).unwrap_err();
+        assert_eq!(unknown.status, StatusCode::NOT_FOUND);
     }
 
     #[test]
@@ -139,6 +149,7 @@ mod tests {
         for text in [
             r#"{"template":"../x"}"#,
             r#"{"template":1}"#,
+            r#"{"from_snapshot":1}"#,
             r#"{"cpu":"2"}"#,
             r#"{"memory_mb":1.5}"#,
             r#"{"ttl_seconds":9223372036854775808}"#,

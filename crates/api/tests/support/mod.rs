@@ -56,6 +56,11 @@ impl Server {
         Self::with(|_| {}, Options::default()).await
     }
 
+    /// A server that may fork, and makes nothing ahead.
+    pub async fn forking() -> Self {
+        Self::with(|config| config.forking = true, Options::default()).await
+    }
+
     pub async fn with(change: impl FnOnce(&mut Config), options: Options) -> Self {
         let world = World::with(change);
         let keys = KeyRing::new(world.store.clone());

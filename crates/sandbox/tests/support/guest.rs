@@ -10,10 +10,11 @@
 //! | `cat` | prints its input |
 //! | `flood BYTES` | prints as fast as it is taken |
 //! | `who` | prints the machine's name and how many commands it has run |
+//! | `keep TEXT`, `kept` | keeps a text as a file, prints it |
 //! | `refuse` | cannot be started |
 //! | `die`, `poweroff`, `panic` | ends the machine |
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,7 +29,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::Shared;
+use super::{Memory, Shared};
 
 /// What arrives on a stream after its request.
 enum In {
@@ -39,7 +40,6 @@ enum In {
 }
 
 type Out = mpsc::UnboundedSender<Vec<u8>>;
-type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
 /// Serves one connection until it closes.
 pub async fn serve(stream: UnixStream, shared: Arc<Shared>) {
@@ -52,7 +52,6 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>) {
             }
         }
     });
-    let files = Files::default();
     let mut streams: HashMap<u32, mpsc::UnboundedSender<In>> = HashMap::new();
     let mut decoder = Decoder::for_agent();
     loop {
@@ -77,7 +76,7 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>) {
                         early: VecDeque::new(),
                         send: SendWindow::default(),
                     };
-                    tokio::spawn(stream.answer(sealed.request, shared.clone(), files.clone()));
+                    tokio::spawn(stream.answer(sealed, shared.clone()));
                     return;
                 }
                 Kind::Data => In::Data(frame.channel().unwrap().1.to_vec()),
@@ -119,17 +118,26 @@ struct Stream {
 }
 
 impl Stream {
-    async fn answer(mut self, request: Request, shared: Arc<Shared>, files: Files) {
-        let outcome = match request {
-            Request::Resume(_) if shared.knobs.deaf.load(Ordering::SeqCst) => return,
-            Request::Resume(_) => Ok(Reply::Resumed(ResumeAck { unix_ns: 0, took_us: 0 })),
+    async fn answer(mut self, sealed: Sealed, shared: Arc<Shared>) {
+        let files = &shared.memory;
+        let deaf = shared.deaf || shared.knobs.deaf.load(Ordering::SeqCst);
+        let known = shared.memory.lock().unwrap().token == sealed.token;
+        let outcome = match sealed.request {
+            _ if !known => {
+                Err(Failure { code: ErrorCode::Unauthorized, message: "wrong token".into() })
+            }
+            Request::Resume(_) if deaf => return,
+            Request::Resume(identity) => {
+                shared.memory.lock().unwrap().token = identity.token;
+                Ok(Reply::Resumed(ResumeAck { unix_ns: 0, took_us: 0 }))
+            }
             Request::Exec(spec) => self.exec(&spec, &shared).await,
-            Request::Write { path, .. } => self.write(path, &files).await,
-            Request::Read { path, .. } => self.read(&path, &files).await,
-            Request::List { path } => self.list(&path, &files),
-            Request::Stat { path, .. } => find(&files, &path).map(Reply::Entry),
+            Request::Write { path, .. } => self.write(path, files).await,
+            Request::Read { path, .. } => self.read(&path, files).await,
+            Request::List { path } => self.list(&path, files),
+            Request::Stat { path, .. } => find(files, &path).map(Reply::Entry),
             Request::Remove { path } => {
-                let removed = files.lock().unwrap().remove(&path);
+                let removed = files.lock().unwrap().files.remove(&path);
                 removed.map(|_| Reply::Done).ok_or_else(|| missing(&path))
             }
             Request::Ports => Ok(Reply::Ports(vec![80, 8000])),
@@ -142,7 +150,11 @@ impl Stream {
     }
 
     async fn exec(&mut self, spec: &ExecSpec, shared: &Shared) -> Outcome {
-        let number = shared.commands.fetch_add(1, Ordering::SeqCst) + 1;
+        let number = {
+            let mut memory = shared.memory.lock().unwrap();
+            memory.commands += 1;
+            memory.commands
+        };
         let line = spec.shell.clone().unwrap_or_else(|| spec.argv.clone().unwrap().join(" "));
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         let mut code = 0;
@@ -152,6 +164,14 @@ impl Stream {
             "who" => {
                 let text = format!("{} {number}", shared.name);
                 self.print(Channel::Stdout, text.as_bytes()).await;
+            }
+            "keep" => {
+                shared.memory.lock().unwrap().files.insert("/kept".to_owned(), rest.into());
+            }
+            "kept" => {
+                let kept =
+                    shared.memory.lock().unwrap().files.get("/kept").cloned().unwrap_or_default();
+                self.print(Channel::Stdout, &kept).await;
             }
             "raw" => {
                 for chunk in rest.split(' ') {
@@ -217,7 +237,7 @@ impl Stream {
         }
     }
 
-    async fn write(&mut self, path: String, files: &Files) -> Outcome {
+    async fn write(&mut self, path: String, files: &Mutex<Memory>) -> Outcome {
         let mut window = RecvWindow::default();
         let mut content = Vec::new();
         loop {
@@ -234,12 +254,12 @@ impl Stream {
             }
         }
         let bytes = content.len() as u64;
-        files.lock().unwrap().insert(path, content);
+        files.lock().unwrap().files.insert(path, content);
         Ok(Reply::Written { bytes })
     }
 
-    async fn read(&mut self, path: &str, files: &Files) -> Outcome {
-        let content = files.lock().unwrap().get(path).cloned();
+    async fn read(&mut self, path: &str, files: &Mutex<Memory>) -> Outcome {
+        let content = files.lock().unwrap().files.get(path).cloned();
         let content = content.ok_or_else(|| missing(path))?;
         for piece in content.chunks(32 << 10) {
             self.send(Channel::File, piece).await;
@@ -247,9 +267,9 @@ impl Stream {
         Ok(Reply::Done)
     }
 
-    fn list(&mut self, dir: &str, files: &Files) -> Outcome {
+    fn list(&mut self, dir: &str, files: &Mutex<Memory>) -> Outcome {
         let entries: Vec<DirEntry> = {
-            let files = files.lock().unwrap();
+            let files = &files.lock().unwrap().files;
             let below = files.iter().filter(|(path, _)| path.starts_with(dir));
             below.map(|(path, content)| entry(path, content)).collect()
         };
@@ -301,8 +321,8 @@ impl Stream {
     }
 }
 
-fn find(files: &Files, path: &str) -> Result<DirEntry, Failure> {
-    let files = files.lock().unwrap();
+fn find(files: &Mutex<Memory>, path: &str) -> Result<DirEntry, Failure> {
+    let files = &files.lock().unwrap().files;
     files.get(path).map(|content| entry(path, content)).ok_or_else(|| missing(path))
 }
 

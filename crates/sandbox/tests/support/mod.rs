@@ -3,6 +3,7 @@
 
 mod guest;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -10,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pandastack_engine::agent::AgentClient;
-use pandastack_engine::{Bake, Engine, EngineError, Exit, GuestImage, Machine, Usage};
-use pandastack_sandbox::{BakeError, Config, Manager, NewSandbox, Template, Templates};
+use pandastack_engine::{Bake, Engine, EngineError, Exit, Forked, GuestImage, Machine, Usage};
+use pandastack_proto::Token;
+use pandastack_sandbox::{BakeError, Command, Config, Manager, NewSandbox, Template, Templates};
 use pandastack_store::Store;
-use pandastack_types::{Isolation, Size, TemplateName, TemplateView};
+use pandastack_types::{ExecRequest, Isolation, Size, TemplateName, TemplateView};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
@@ -28,16 +30,55 @@ pub struct Knobs {
     pub slow_ms: AtomicUsize,
     /// Restores so far.
     pub restores: AtomicUsize,
+    /// The proof that machines can be forked fails.
+    pub unforkable: AtomicBool,
+    /// Proofs so far.
+    pub proofs: AtomicUsize,
+    /// Forks fail.
+    pub fork_broken: AtomicBool,
+    /// Milliseconds that a fork takes.
+    pub fork_ms: AtomicUsize,
+    /// Calls of fork so far, each for any number of copies.
+    pub forks: AtomicUsize,
+    /// The agent of a fork's first copy never acknowledges an identity.
+    pub first_fork_deaf: AtomicBool,
+    /// Bakes are of another host.
+    pub other_host: AtomicBool,
+    /// Snapshots fail after they have begun.
+    pub snapshot_broken: AtomicBool,
+    /// Milliseconds that writing a snapshot takes.
+    pub snapshot_ms: AtomicUsize,
+}
+
+impl Knobs {
+    async fn pause(milliseconds: &AtomicUsize) {
+        let milliseconds = milliseconds.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(milliseconds as u64)).await;
+    }
+}
+
+/// The files of a guest.
+pub type Files = BTreeMap<String, Vec<u8>>;
+
+/// What a guest has in its memory.
+#[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
+pub struct Memory {
+    pub files: Files,
+    /// What it obeys.
+    pub token: Token,
+    /// Commands run so far, also before it was forked.
+    pub commands: usize,
 }
 
 /// What a machine and its guest share.
 pub struct Shared {
     pub name: String,
     pub knobs: Arc<Knobs>,
-    /// Commands run so far.
-    pub commands: AtomicUsize,
+    /// Its agent never acknowledges an identity.
+    pub deaf: bool,
     /// Commands that hang now.
     pub hanging: AtomicUsize,
+    pub memory: Mutex<Memory>,
     running: watch::Sender<bool>,
     exit: watch::Sender<Option<Exit>>,
 }
@@ -62,12 +103,14 @@ impl Shared {
 
 pub struct FakeEngine {
     pub knobs: Arc<Knobs>,
-    machines: Mutex<Vec<Weak<Shared>>>,
+    machines: Machines,
 }
+
+type Machines = Arc<Mutex<Vec<Weak<Shared>>>>;
 
 impl FakeEngine {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { knobs: Arc::default(), machines: Mutex::default() })
+        Arc::new(Self { knobs: Arc::default(), machines: Arc::default() })
     }
 
     /// The machines that have not ended.
@@ -92,8 +135,9 @@ impl Engine for FakeEngine {
         Isolation::Emulated
     }
 
-    fn bake_key(&self, _: &GuestImage, size: Size) -> String {
-        format!("{size:?}")
+    fn bake_key(&self, image: &GuestImage, size: Size) -> String {
+        let other = self.knobs.other_host.load(Ordering::SeqCst);
+        format!("{other} {} {size:?}", image.digest)
     }
 
     async fn bake(
@@ -106,23 +150,55 @@ impl Engine for FakeEngine {
         Ok(())
     }
 
-    async fn restore(&self, _: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError> {
+    async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError> {
         self.knobs.restores.fetch_add(1, Ordering::SeqCst);
-        let slow = self.knobs.slow_ms.load(Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(slow as u64)).await;
+        Knobs::pause(&self.knobs.slow_ms).await;
         if self.knobs.broken.load(Ordering::SeqCst) {
             return Err(EngineError::Monitor("broken by the test".to_owned()));
         }
+        let kept = std::fs::read(bake.dir.join("memory"));
+        let memory =
+            kept.map_or_else(|_| Memory::default(), |b| serde_json::from_slice(&b).unwrap());
+        Ok(Box::new(FakeMachine::start(&self.knobs, &self.machines, dir, memory, false)))
+    }
+
+    async fn prove_fork(&self, bake: &Bake, scratch: &Path) -> Result<(), EngineError> {
+        assert_eq!(bake.dir, Path::new("bake"), "proved on what no tenant has touched");
+        self.knobs.proofs.fetch_add(1, Ordering::SeqCst);
+        std::fs::write(scratch.join("proof"), b"x").unwrap();
+        if self.knobs.unforkable.load(Ordering::SeqCst) {
+            return Err(EngineError::NoFork("refused by the test".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+struct FakeMachine {
+    agent: AgentClient,
+    shared: Arc<Shared>,
+    machines: Machines,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl FakeMachine {
+    fn start(
+        knobs: &Arc<Knobs>,
+        machines: &Machines,
+        dir: &Path,
+        memory: Memory,
+        deaf: bool,
+    ) -> Self {
         std::fs::write(dir.join("disk"), b"x").unwrap();
         let shared = Arc::new(Shared {
             name: dir.file_name().unwrap().to_str().unwrap().to_owned(),
-            knobs: self.knobs.clone(),
-            commands: AtomicUsize::new(0),
+            knobs: knobs.clone(),
+            deaf,
             hanging: AtomicUsize::new(0),
+            memory: Mutex::new(memory),
             running: watch::Sender::new(false),
             exit: watch::Sender::new(None),
         });
-        self.machines.lock().unwrap().push(Arc::downgrade(&shared));
+        machines.lock().unwrap().push(Arc::downgrade(&shared));
         let (host, guest) = UnixStream::pair().unwrap();
         let task = tokio::spawn({
             let shared = shared.clone();
@@ -134,14 +210,9 @@ impl Engine for FakeEngine {
                 }
             }
         });
-        Ok(Box::new(FakeMachine { agent: AgentClient::connect(host), shared, task }))
+        let agent = AgentClient::connect(host);
+        Self { agent, shared, machines: machines.clone(), task }
     }
-}
-
-struct FakeMachine {
-    agent: AgentClient,
-    shared: Arc<Shared>,
-    task: tokio::task::JoinHandle<()>,
 }
 
 impl Drop for FakeMachine {
@@ -170,6 +241,39 @@ impl Machine for FakeMachine {
 
     async fn pause(&self) -> Result<(), EngineError> {
         self.shared.running.send_replace(false);
+        Ok(())
+    }
+
+    async fn fork(&self, dirs: &[&Path]) -> Result<Forked, EngineError> {
+        let knobs = &self.shared.knobs;
+        knobs.forks.fetch_add(1, Ordering::SeqCst);
+        Knobs::pause(&knobs.fork_ms).await;
+        if knobs.fork_broken.load(Ordering::SeqCst) {
+            return Err(EngineError::Monitor("broken by the test".to_owned()));
+        }
+        if self.shared.ended() {
+            return Err(EngineError::Ended("by the test".to_owned()));
+        }
+        let memory = self.shared.memory.lock().unwrap().clone();
+        let deaf = knobs.first_fork_deaf.load(Ordering::SeqCst);
+        let copy = |(index, dir): (usize, &&Path)| {
+            let deaf = deaf && index == 0;
+            let copy = Self::start(knobs, &self.machines, dir, memory.clone(), deaf);
+            copy.agent.set_token(memory.token);
+            Box::new(copy) as Box<dyn Machine>
+        };
+        let machines = dirs.iter().enumerate().map(copy).collect();
+        Ok(Forked { machines, pause: Duration::from_millis(2) })
+    }
+
+    async fn snapshot(&self, scratch: &Path, out: &Path) -> Result<(), EngineError> {
+        let memory = self.shared.memory.lock().unwrap().clone();
+        std::fs::write(scratch.join("scratch"), b"x").unwrap();
+        std::fs::write(out.join("memory"), serde_json::to_vec(&memory).unwrap()).unwrap();
+        Knobs::pause(&self.shared.knobs.snapshot_ms).await;
+        if self.shared.knobs.snapshot_broken.load(Ordering::SeqCst) {
+            return Err(EngineError::Monitor("broken by the test".to_owned()));
+        }
         Ok(())
     }
 
@@ -256,7 +360,7 @@ pub struct World {
 }
 
 impl World {
-    /// A server without a pool and without limits of memory.
+    /// A server without a pool, without forks and without limits of memory.
     pub fn new() -> Self {
         Self::with(|_| {})
     }
@@ -266,6 +370,7 @@ impl World {
         let store = Store::open(&dir.path().join("records.sqlite")).unwrap();
         let mut config = Config::new(dir.path().join("instance"));
         config.pool_size = 0;
+        config.forking = false;
         config.memory_reserve_mb = 0;
         config.memory_estimate_percent = 0;
         change(&mut config);
@@ -273,6 +378,17 @@ impl World {
         let templates = Arc::new(FakeTemplates::default());
         let manager = Manager::start(config, engine.clone(), templates, store.clone()).unwrap();
         Self { dir, engine, manager, store }
+    }
+
+    /// A server that forks and has its zygote.
+    pub async fn forking(change: impl FnOnce(&mut Config)) -> Self {
+        let world = Self::with(|config| {
+            config.forking = true;
+            change(config);
+        });
+        world.manager.prime();
+        eventually("there is a zygote", || world.manager.parking().zygotes == 1).await;
+        world
     }
 
     /// Directories of machines on disk.
@@ -301,6 +417,7 @@ pub fn base() -> NewSandbox {
         metadata: Default::default(),
         ttl_seconds: None,
         persistent: false,
+        from_snapshot: None,
     }
 }
 
@@ -311,4 +428,10 @@ pub async fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
         assert!(Instant::now() < until, "it did not happen that {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// A command line.
+pub fn command(line: &str) -> Command {
+    let request = ExecRequest { cmd: Some(line.to_owned()), ..ExecRequest::default() };
+    Command::try_from(request).unwrap()
 }

@@ -1,0 +1,171 @@
+//! Snapshots: sandboxes of one instant, kept on disk to be made again any number of times.
+//!
+//! ```text
+//!   sandbox ── copied by its engine ──▶ files, staged ── rename ──▶ snapshot ── restore ──▶ sandboxes
+//!      │ milliseconds                    │ as long as it takes
+//!      ▼                                 ▼
+//!   goes on, takes orders              a crash, a failure or a requester that left removes them
+//! ```
+//!
+//! The owner is not asked: a machine does what changes it one after the other, so a pause waits
+//! for the copy, and then nothing of the sandbox is needed any more, not even its life.
+
+mod shelf;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pandastack_engine::{Bake, EngineError};
+use pandastack_proto::Token;
+use pandastack_types::{SandboxId, Size, SnapshotId, SnapshotView, State, TemplateName};
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio::time::timeout;
+
+use crate::error::{CreateError, DeleteSnapshotError, ForkError, NoSnapshot, SnapshotError};
+use crate::host;
+use crate::machines::{MachineDir, new_name};
+use crate::manager::Manager;
+use crate::sandbox::Sandbox;
+use crate::sync::lock;
+
+use shelf::Manifest;
+pub(crate) use shelf::SnapshotShelf;
+
+/// Time to write a snapshot. One that takes longer has met a disk in trouble.
+const WRITING: Duration = Duration::from_secs(600);
+/// Host disk in MiB that a snapshot must leave: the server's records need some.
+const DISK_RESERVE_MB: u64 = 256;
+
+impl Manager {
+    /// Takes a snapshot of a running or paused sandbox and waits until it is on disk. Dropping
+    /// the future undoes it.
+    pub async fn snapshot(&self, id: SandboxId) -> Result<SnapshotView, SnapshotError> {
+        let sandbox = self.get(id).map_err(ForkError::from)?;
+        if !matches!(sandbox.state(), State::Running | State::Paused) {
+            return Err(ForkError::from(sandbox.unavailable()).into());
+        }
+        self.may_fork(&sandbox).await?;
+        // A server that stops waits until nothing of this is left, and need not wait long.
+        let writing = self.core.pool.closed.run_until_cancelled(self.take(&sandbox));
+        let written = self.core.tasks.track_future(writing).await;
+        let view = written.unwrap_or(Err(SnapshotError::ShuttingDown))?;
+        sandbox.history.push("sandbox.snapshot", json!({ "snapshot_id": view.id }));
+        Ok(view)
+    }
+
+    async fn take(&self, sandbox: &Sandbox) -> Result<SnapshotView, SnapshotError> {
+        let core = &self.core;
+        // One after the other: a second one would only make the first one late, and the room on
+        // the disk is checked for one. The semaphore is never closed.
+        let _turn = core.writing.acquire().await;
+        let birth = &sandbox.birth;
+        let needed_mb = u64::from(birth.size.memory_mb) + DISK_RESERVE_MB;
+        let free_mb = host::free_disk_mb(&core.machines).map_err(SnapshotError::Write)?;
+        if free_mb < needed_mb {
+            return Err(SnapshotError::Disk { needed_mb, free_mb });
+        }
+        let dir = || MachineDir::create(&core.machines, new_name()).map_err(SnapshotError::Write);
+        let (scratch, out) = (dir()?, dir()?);
+        let created_at = OffsetDateTime::now_utc();
+        let token = write(sandbox, &scratch, &out).await?;
+
+        let template = core.templates.find(&birth.template);
+        let view = SnapshotView {
+            id: SnapshotId::random(),
+            sandbox_id: birth.id,
+            // An alias may lead elsewhere tomorrow.
+            template: template.map_or_else(|| birth.template.clone(), |found| found.name),
+            cpu: birth.size.cpu,
+            memory_mb: birth.size.memory_mb,
+            engine: core.engine.name().to_owned(),
+            size_bytes: 0,
+            created_at,
+        };
+        let origin = core.engine.bake_key(&birth.ancestor.image, birth.size);
+        let shelf = core.snapshots.clone();
+        let publishing = tokio::task::spawn_blocking(move || {
+            shelf.publish(out, Manifest { origin, token, view })
+        });
+        let published = publishing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        published.map_err(SnapshotError::Write)
+    }
+
+    /// Every snapshot, newest first; those of one sandbox, if it is named.
+    pub async fn snapshots(&self, sandbox: Option<SandboxId>) -> Vec<SnapshotView> {
+        let shelf = self.core.snapshots.clone();
+        tokio::task::spawn_blocking(move || shelf.list(sandbox)).await.unwrap_or_default()
+    }
+
+    /// One snapshot.
+    pub fn find_snapshot(&self, id: SnapshotId) -> Result<SnapshotView, NoSnapshot> {
+        Ok(self.core.snapshots.get(id)?.view)
+    }
+
+    /// Deletes a snapshot. Sandboxes that were made of it go on.
+    pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), DeleteSnapshotError> {
+        let shelf = self.core.snapshots.clone();
+        let removed = tokio::task::spawn_blocking(move || shelf.remove(id)).await;
+        removed
+            .unwrap_or_else(|error| Err(DeleteSnapshotError::Files(std::io::Error::other(error))))
+    }
+
+    /// What a sandbox made of a snapshot starts from.
+    pub(crate) fn thaw(&self, id: SnapshotId) -> Result<Thawed, CreateError> {
+        let core = &self.core;
+        let Manifest { origin, token, view } = core.snapshots.get(id)?;
+        let size = Size { cpu: view.cpu, memory_mb: view.memory_mb };
+        let stale = |why| CreateError::StaleSnapshot { id, why };
+        let ancestor =
+            self.ancestor(&view, size).ok_or_else(|| stale("its template is not here"))?;
+        let image = ancestor.image.clone();
+        if core.engine.bake_key(&image, size) != origin {
+            return Err(stale(
+                "it was taken with another version of its template, of the engine or of the host",
+            ));
+        }
+        let dir = core.snapshots.path(id);
+        let bake = Arc::new(Bake { dir, image, size, key: format!("snapshot-{id}") });
+        Ok(Thawed { template: view.template, bake, token, ancestor })
+    }
+
+    /// A bake of the template that a snapshot is of, in the snapshot's size if there is one.
+    fn ancestor(&self, view: &SnapshotView, size: Size) -> Option<Arc<Bake>> {
+        let templates = &self.core.templates;
+        let template = templates.find(&view.template)?;
+        let baked = |size| templates.baked(&template.name, size);
+        baked(size).or_else(|| baked(template.size))
+    }
+}
+
+/// A snapshot that can be made a sandbox of.
+pub(crate) struct Thawed {
+    pub(crate) template: TemplateName,
+    /// The snapshot, as what it is to the engine.
+    pub(crate) bake: Arc<Bake>,
+    /// What its guest obeys until it gets an identity of its own.
+    pub(crate) token: Token,
+    /// The template's own.
+    pub(crate) ancestor: Arc<Bake>,
+}
+
+/// Writes the files, and says what the guest in them obeys.
+async fn write(
+    sandbox: &Sandbox,
+    scratch: &MachineDir,
+    out: &MachineDir,
+) -> Result<Token, SnapshotError> {
+    let live = lock(&sandbox.live).clone();
+    let live = live.ok_or_else(|| ForkError::from(sandbox.unavailable()))?;
+    let written = timeout(WRITING, live.machine.snapshot(scratch.path(), out.path())).await;
+    let error = match written.unwrap_or(Err(EngineError::Deadline("writing the snapshot"))) {
+        Ok(()) => return Ok(live.token),
+        Err(EngineError::NoFork(why)) => return Err(ForkError::Unsupported(why).into()),
+        Err(error) => error,
+    };
+    // A machine that died while it was copied: its owner knows how in a moment.
+    match sandbox.explanation().await {
+        Some(ended) => Err(ForkError::from(ended).into()),
+        None => Err(SnapshotError::Engine(error)),
+    }
+}
