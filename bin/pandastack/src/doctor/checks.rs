@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::facts::Facts;
+use super::fork::Fork;
 
 /// A template and its bakes need this much; less is missing.
 const NEEDED_DISK: u64 = 2 << 30;
@@ -69,6 +70,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
             "emulated: QEMU runs the guest's instructions, and the jail below is the wall",
         ),
         namespaces(facts),
+        fork(facts),
         own_uid(facts),
         cgroup(facts),
         programs(facts),
@@ -99,6 +101,26 @@ fn namespaces(facts: &Facts) -> Check {
             "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, \
              kernel.apparmor_restrict_unprivileged_userns=0), or run as root",
         ),
+    }
+}
+
+fn fork(facts: &Facts) -> Check {
+    match &facts.fork {
+        Fork::Proved(took) => Check::ok(
+            "fork",
+            format!(
+                "proved in {:.1} s: a copy of a machine answered, its memory and disk its own",
+                took.as_secs_f32()
+            ),
+        ),
+        Fork::Refused(why) => Check::note(
+            "fork",
+            format!("does not work, so sandboxes are restored, which is slower: {why}"),
+            "docs/compatibility.md lists what it was proved on",
+        ),
+        Fork::Untried(why) => {
+            Check::note("fork", format!("not tried: {why}"), "pandastack template build base")
+        }
     }
 }
 
@@ -255,6 +277,7 @@ mod tests {
             },
             templates: Ok(vec![("base".into(), true)]),
             memory: Some(Memory { total_mb: 8192, available_mb: 4096 }),
+            fork: Fork::Proved(std::time::Duration::from_secs(1)),
             server: None,
         }
     }
@@ -290,6 +313,12 @@ mod tests {
             f.jail = Level { namespaces: Ok(()), own_uid: false, cgroup: "none" };
         });
         assert_eq!(found, [("user", Verdict::Note), ("cgroup", Verdict::Note)]);
+    }
+
+    #[test]
+    fn a_host_that_cannot_fork_is_usable_and_says_why() {
+        let found = complaints(|f| f.fork = Fork::Refused("no user namespaces".into()));
+        assert_eq!(found, [("fork", Verdict::Note)]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use pandastack_image::MissingProgram;
 use pandastack_jail::Level;
 use rustix::fs::{Access, access, statvfs};
 
+use super::fork::Fork;
 use crate::client::Client;
 use crate::{config, run, template};
 
@@ -24,6 +25,7 @@ pub struct Facts {
     /// Names of all templates, and whether they are built; why they cannot be read, otherwise.
     pub templates: Result<Vec<(String, bool)>, String>,
     pub memory: Option<Memory>,
+    pub fork: Fork,
     /// URL of a server that answers.
     pub server: Option<String>,
 }
@@ -60,6 +62,7 @@ impl Facts {
             data_dir: DataDir::look_at(data_dir),
             templates: template::built(data_dir).map_err(|error| format!("{error:#}")),
             memory: fs::read_to_string("/proc/meminfo").ok().and_then(|text| Memory::parse(&text)),
+            fork: Fork::find_out(data_dir).await,
             server: server().await,
         }
     }

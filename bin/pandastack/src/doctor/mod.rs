@@ -2,6 +2,7 @@
 
 mod checks;
 mod facts;
+mod fork;
 
 use std::path::PathBuf;
 
