@@ -47,9 +47,18 @@ impl Answer {
 impl Client {
     /// A client of the server at `url`; an empty `key` sends none.
     pub fn new(url: &str, key: &str) -> Self {
+        Self::with_timeout(url, key, Some(Duration::from_secs(400)))
+    }
+
+    /// The same server, for answers that take as long as they take.
+    pub fn patient(&self) -> Self {
+        Self::with_timeout(&self.url, &self.key, None)
+    }
+
+    fn with_timeout(url: &str, key: &str, timeout: Option<Duration>) -> Self {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(400)))
+            .timeout_global(timeout)
             .build()
             .into();
         Self { agent, url: url.into(), key: key.into() }
@@ -180,6 +189,37 @@ impl Sandbox {
         Ok(result["stdout"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// Forks it; the children in order.
+    pub fn fork(&self, count: usize) -> Result<Vec<Sandbox>> {
+        Ok(self.fork_tree(count)?.children)
+    }
+
+    /// Forks it, with what the server says of it.
+    pub fn fork_tree(&self, count: usize) -> Result<Tree> {
+        let answer = self.client.post(&self.path("/fork-tree"), &json!({ "count": count }))?;
+        if answer.status != 201 {
+            bail!("fork answered {} {}", answer.status, answer.text());
+        }
+        let object = answer.json();
+        let children = object["children"].as_array().cloned().unwrap_or_default();
+        if children.len() != count {
+            bail!("{} of {count} children: {object}", children.len());
+        }
+        let child = |object: Value| {
+            let id = object["id"].as_str().context("a child has an id")?.to_owned();
+            let server_timing = answer.server_timing.clone();
+            Ok(Sandbox { client: self.client.clone(), id, object, server_timing })
+        };
+        let children = children.into_iter().map(child).collect::<Result<_>>()?;
+        Ok(Tree { children, object, server_timing: answer.server_timing.clone() })
+    }
+
+    /// Process id of its machine.
+    pub fn pid(&self) -> Result<u32> {
+        let metrics = self.client.get(&self.path("/metrics"))?.json();
+        Ok(metrics["pid"].as_u64().context("a machine has a process")?.try_into()?)
+    }
+
     /// Its object as of now.
     pub fn get(&self) -> Result<Answer> {
         self.client.get(&self.path(""))
@@ -194,4 +234,15 @@ impl Sandbox {
     pub fn status(&self) -> Result<String> {
         Ok(self.get()?.json()["status"].as_str().unwrap_or_default().to_owned())
     }
+}
+
+/// Children of one fork.
+#[derive(Clone)]
+pub struct Tree {
+    /// In the order of their index.
+    pub children: Vec<Sandbox>,
+    /// What the server answered.
+    pub object: Value,
+    /// Stages of the fork.
+    pub server_timing: Option<String>,
 }

@@ -7,7 +7,9 @@
 mod client;
 mod process;
 mod server;
+mod stress;
 
-pub use client::{Answer, Client, Sandbox};
+pub use client::{Answer, Client, Sandbox, Tree};
 pub use process::{descendants, machines_below, open_descriptors, wait_until};
 pub use server::{Options, Server, program, shared_data};
+pub use stress::Stress;

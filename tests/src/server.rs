@@ -17,6 +17,8 @@ use crate::{Client, descendants};
 pub struct Options {
     /// Parked machines per template.
     pub pool: u32,
+    /// Whether machines are forked; restored otherwise.
+    pub fork: bool,
     /// More arguments of `serve`.
     pub args: Vec<String>,
     /// An existing data directory, for a second start on the same state.
@@ -72,6 +74,7 @@ impl Server {
             .arg(&data)
             .args(["--listen", &format!("127.0.0.1:{port}"), "--no-client-config"])
             .args(["--pool", &options.pool.to_string()])
+            .args(["--fork", if options.fork { "auto" } else { "off" }])
             .args(&options.args)
             .env_remove("PANDASTACK_API_KEY")
             .stdin(Stdio::null())
@@ -143,7 +146,47 @@ impl Server {
 
     /// Machine directories on disk.
     pub fn machine_dirs(&self) -> usize {
-        fs::read_dir(self.data.join("machines")).map_or(0, |dir| dir.count())
+        self.machine_names().len()
+    }
+
+    /// Names of the machines that have a directory.
+    pub fn machine_names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.data.join("machines")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Waits until there is a zygote for every built template.
+    pub fn wait_for_zygotes(&self) -> Result<()> {
+        let client = self.client();
+        let templates = client.get("/v1/templates")?.json();
+        let built = templates.as_array().into_iter().flatten().filter(|t| t["built"] == true);
+        let wanted = built.count() as u64;
+        let there = || {
+            let stats = client.get("/v1/stats").map(|a| a.json()).unwrap_or_default();
+            stats["zygotes"].as_u64().is_some_and(|zygotes| zygotes >= wanted)
+        };
+        if wait_until(Duration::from_secs(120), there) {
+            return Ok(());
+        }
+        bail!("no zygotes: {}\n{}", client.get("/v1/stats")?.text(), self.log())
+    }
+
+    /// Process ids of the machines that are no sandbox's.
+    pub fn spare_machines(&self) -> Result<Vec<u32>> {
+        let client = self.client();
+        let sandboxes = client.get("/v1/sandboxes")?.json();
+        let ids = sandboxes.as_array().into_iter().flatten().filter_map(|s| s["id"].as_str());
+        let used: Vec<u64> = ids
+            .filter_map(|id| {
+                let metrics = client.get(&format!("/v1/sandboxes/{id}/metrics")).ok()?.json();
+                metrics["pid"].as_u64()
+            })
+            .collect();
+        let pids = self.machine_names().into_iter().filter_map(|name| {
+            let file = self.data.join("machines").join(name).join("pid");
+            fs::read_to_string(file).ok()?.trim().parse::<u32>().ok()
+        });
+        Ok(pids.filter(|pid| !used.contains(&u64::from(*pid))).collect())
     }
 }
 

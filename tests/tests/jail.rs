@@ -35,7 +35,9 @@ fn the_machine_has_nothing_but_its_inputs() -> Result<()> {
         // Ours and QEMU's own.
         assert_eq!(field("Seccomp_filters"), "2");
         assert_ne!(field("Uid").split_whitespace().next(), Some("0"));
-        assert_eq!(read(pid, "environ")?, "");
+        let environment = read(pid, "environ")?;
+        let variables: Vec<_> = environment.split_terminator('\0').collect();
+        assert_eq!(variables, ["LD_PRELOAD=/panda-qemu-fork.so", "PANDA_FORK_FD=5"]);
         assert_eq!(read(pid, "net/dev")?.lines().count(), 3, "only a loopback that is down");
         assert_descriptors(pid)?;
         let root = fs::read_dir(format!("/proc/{pid}/root"))?.flatten();
@@ -43,7 +45,8 @@ fn the_machine_has_nothing_but_its_inputs() -> Result<()> {
             root.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         for name in &names {
-            assert!(["lib", "lib64", "proc", "usr"].contains(&name.as_str()), "{names:?}");
+            let own = ["lib", "lib64", "panda-keeper", "panda-qemu-fork.so", "proc", "usr"];
+            assert!(own.contains(&name.as_str()), "{names:?}");
         }
         let mounts = read(pid, "mounts")?;
         assert_eq!(mounts.lines().count(), 2, "its root and its own /proc: {mounts}");

@@ -5,7 +5,9 @@ mod bench;
 mod demo;
 mod lint;
 mod prepare;
+mod qemu;
 mod run;
+mod stress;
 mod suites;
 mod venv;
 
@@ -25,18 +27,24 @@ enum Command {
     Demo,
     /// Runs every test that this host can run
     Test(suites::Selection),
+    /// Forks sandboxes in trees, kills some, and checks that nothing is lost
+    Stress(stress::Plan),
     /// Checks format, lints, layering, docs and licences
     Lint,
     /// Regenerates the numbers of the docs
     Bench(bench::Arguments),
+    /// Runs a command with another QEMU than the host's, without installing it
+    Qemu(qemu::Arguments),
 }
 
 fn main() {
     let outcome = match Cli::parse().command {
         Command::Demo => demo::run(),
         Command::Test(selection) => suites::run(&selection),
+        Command::Stress(plan) => stress::run(&plan),
         Command::Lint => lint::run(),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Qemu(arguments) => qemu::run(&arguments),
     };
     if let Err(error) = outcome {
         eprintln!("error: {error:#}");

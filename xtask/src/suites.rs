@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every suite that this host can run, one closing line for all of them.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,12 +10,12 @@ use clap::Args;
 use pandastack_tests::{Options, Server};
 
 use crate::run::{capture, cargo, exists, must, step, workspace};
-use crate::{prepare, venv};
+use crate::{prepare, qemu, venv};
 
 /// Which suites to run.
 #[derive(Args)]
 pub struct Selection {
-    /// Only these suites: rust, sdk, published-python, published-typescript
+    /// Only these suites: rust, qemu-10, sdk, published-python, published-typescript
     suites: Vec<String>,
 }
 
@@ -50,6 +51,7 @@ pub fn run(selection: &Selection) -> Result<()> {
         Ok(())
     };
     add("rust", &rust)?;
+    add("qemu-10", &qemu_10)?;
     add("sdk", &sdk)?;
     add("published-python", &published_python)?;
     add("published-typescript", &published_typescript)?;
@@ -62,16 +64,38 @@ pub fn run(selection: &Selection) -> Result<()> {
 
 /// Unit tests of every crate, and the end-to-end tests with real guests.
 fn rust() -> Result<Tally> {
-    let nextest = exists("cargo-nextest");
-    let command = if nextest {
-        cargo(&["nextest", "run", "--locked", "--workspace", "--no-fail-fast", "--color=never"])
-    } else {
-        cargo(&["test", "--locked", "--workspace", "--no-fail-fast", "--", "--test-threads=2"])
+    cargo_tests(&["--workspace"], None)
+}
+
+/// Forks of the other QEMU that they must work with.
+fn qemu_10() -> Result<Tally> {
+    let dir = match qemu::folder(qemu::Version::V10_0) {
+        Ok(dir) => dir,
+        Err(reason) => {
+            eprintln!("skipped: {reason:#}");
+            return Ok(Tally { skipped: 1, ..Tally::default() });
+        }
     };
+    let path = qemu::search_path(&dir)?;
+    let mut build = Command::new(pandastack_tests::program());
+    build.args(["template", "build", "base", "--data-dir"]).arg(pandastack_tests::shared_data());
+    must(build.env("PATH", &path))?;
+    cargo_tests(&["--package", "pandastack-tests", "--test", "fork"], Some(&path))
+}
+
+/// Runs Rust tests, with another search path if there is one.
+fn cargo_tests(which: &[&str], path: Option<&OsStr>) -> Result<Tally> {
+    let nextest = exists("cargo-nextest");
+    let mut command = cargo(if nextest { &["nextest", "run"] } else { &["test"] });
+    command.args(["--locked", "--no-fail-fast"]).args(which);
+    command.args(if nextest { &["--color=never"][..] } else { &["--", "--test-threads=2"][..] });
     // nextest reports on standard error, cargo test on standard output.
     let mut shell = Command::new("sh");
     shell.current_dir(workspace()).args(["-c", "\"$@\" 2>&1", "sh"]).arg(command.get_program());
     shell.args(command.get_args());
+    if let Some(path) = path {
+        shell.env("PATH", path);
+    }
     let (ok, text) = capture(&mut shell)?;
     drop(command);
     let tally = if nextest { nextest_tally(&text) } else { cargo_tally(&text) };
@@ -126,7 +150,8 @@ fn published_typescript() -> Result<Tally> {
 
 /// Runs `suite` with the address and key of a server of its own.
 fn with_server(suite: impl Fn([(&'static str, String); 2]) -> Result<Tally>) -> Result<Tally> {
-    let server = Server::start(Options { pool: 1, ..Options::default() })?;
+    let server = Server::start(Options { pool: 1, fork: true, ..Options::default() })?;
+    server.wait_for_zygotes()?;
     let key = fs::read_to_string(server.data().join("api-key"))?.trim().to_owned();
     let tally = suite([("PANDASTACK_API", server.url().to_owned()), ("PANDASTACK_API_KEY", key)])?;
     if tally.failed > 0 {
