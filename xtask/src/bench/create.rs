@@ -1,4 +1,4 @@
-//! Create, first exec, second exec, destroy; restored from disk and taken from the pool.
+//! Create, first exec, second exec, destroy; restored from disk, taken from the pool and forked.
 //!
 //! Every figure counts from the moment the create request is sent. `echo` and `python` are
 //! measured in sandboxes of their own, so that neither profits from the other.
@@ -46,31 +46,72 @@ const FIRST: [(&str, &str, &str); 2] = [("echo", "echo hi", "hi\n"), ("python", 
 pub fn run(plan: &Plan) -> Result<()> {
     let mut table = String::new();
     let mut figures = json!({ "template": plan.template, "n": plan.n });
-    for (mode, pool) in [("snapshot", 0), ("pool", plan.pool)] {
+    for mode in [Mode::Restore, Mode::Pool(plan.pool), Mode::Fork] {
+        let name = mode.name();
         for clients in [1, 4] {
-            let options = Options { pool, ..Options::default() };
-            let server = Server::start(options)?;
-            let bench = Bench { plan, mode, pool, clients, client: server.client() };
+            let server = mode.server(&[])?;
+            let bench = Bench { plan, mode, clients, client: server.client() };
             let (samples, stages) = bench.run()?;
-            table += &format!("\n## {mode}, {clients} at a time\n\n{}", samples.table("ms"));
+            table += &format!("\n## {name}, {clients} at a time\n\n{}", samples.table("ms"));
             table +=
                 &format!("\nStages of create, as the server saw them:\n\n{}", stages.table("ms"));
-            figures[format!("{mode}_c{clients}")] =
+            figures[format!("{name}_c{clients}")] =
                 json!({ "ms": samples.json(), "stages_ms": stages.json() });
             server.stop()?;
         }
-        let memory = memory(plan, pool)?;
-        table += &format!("\n## Memory, {mode}\n\n{}", memory.table("MiB per sandbox"));
-        figures[format!("{mode}_mib")] = memory.json();
+        let memory = memory(plan, mode)?;
+        table += &format!("\n## Memory, {name}\n\n{}", memory.table("MiB per sandbox"));
+        figures[format!("{name}_mib")] = memory.json();
     }
     publish("create", &table, figures, plan.docs)
+}
+
+/// Where a sandbox comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// The bake's files.
+    Restore,
+    /// A machine that was restored, warmed up and parked, one of so many.
+    Pool(u32),
+    /// A fork of the template's zygote.
+    Fork,
+}
+
+impl Mode {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Mode::Restore => "restore",
+            Mode::Pool(_) => "pool",
+            Mode::Fork => "fork",
+        }
+    }
+
+    /// The `boot_mode` of its sandboxes.
+    fn boot_mode(self) -> &'static str {
+        match self {
+            Mode::Restore => "snapshot",
+            Mode::Pool(_) => "pool",
+            Mode::Fork => "fork",
+        }
+    }
+
+    /// A server that makes all of its sandboxes this way.
+    pub(super) fn server(self, args: &[&str]) -> Result<Server> {
+        let pool = if let Mode::Pool(pool) = self { pool } else { 0 };
+        let fork = self == Mode::Fork;
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let server = Server::start(Options { pool, fork, args, ..Options::default() })?;
+        if fork {
+            server.wait_for_zygotes()?;
+        }
+        Ok(server)
+    }
 }
 
 /// One cell of the matrix.
 struct Bench<'a> {
     plan: &'a Plan,
-    mode: &'a str,
-    pool: u32,
+    mode: Mode,
     clients: usize,
     client: Client,
 }
@@ -103,7 +144,7 @@ impl Bench<'_> {
                     stages.merge(own_stages);
                 }
             }
-            eprintln!("{} c={} {}: done", self.mode, self.clients, first.0);
+            eprintln!("{} c={} {}: done", self.mode.name(), self.clients, first.0);
         }
         Ok((samples, stages))
     }
@@ -126,10 +167,9 @@ impl Bench<'_> {
         let end = Instant::now();
         sandbox.delete()?;
         samples.add("destroy", ms(end));
-        if self.pool > 0 {
-            ensure!(sandbox.object["boot_mode"] == "pool", "a create missed the pool");
-        }
-        add_stages(&sandbox, stages);
+        let came = &sandbox.object["boot_mode"];
+        ensure!(*came == self.mode.boot_mode(), "a sandbox came by {came}");
+        add_stages(sandbox.server_timing.as_deref(), stages);
         Ok(())
     }
 
@@ -146,8 +186,8 @@ impl Bench<'_> {
 }
 
 /// Reads `Server-Timing: name;dur=1.5, …` (W3C Server Timing).
-fn add_stages(sandbox: &Sandbox, stages: &mut Samples) {
-    for entry in sandbox.server_timing.iter().flat_map(|text| text.split(',')) {
+pub(super) fn add_stages(timing: Option<&str>, stages: &mut Samples) {
+    for entry in timing.iter().flat_map(|text| text.split(',')) {
         if let Some((name, duration)) = entry.trim().split_once(";dur=")
             && let Ok(duration) = duration.parse()
         {
@@ -156,32 +196,47 @@ fn add_stages(sandbox: &Sandbox, stages: &mut Samples) {
     }
 }
 
-fn ms(since: Instant) -> f64 {
+pub(super) fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// Proportional memory of idle sandboxes, before and after a first python.
-fn memory(plan: &Plan, pool: u32) -> Result<Samples> {
-    const SANDBOXES: usize = 8;
-    let server = Server::start(Options { pool, ..Options::default() })?;
+/// Memory of idle sandboxes: their proportional share of what is resident, before and after they
+/// were used, and what the host has less of for each of them, kernel memory included.
+fn memory(plan: &Plan, mode: Mode) -> Result<Samples> {
+    const SANDBOXES: usize = 20;
+    let server = mode.server(&[])?;
     let client = server.client();
     let create = || client.create(&json!({ "template": plan.template }));
+    create()?.delete()?;
+    let before = available_mib()?;
     let sandboxes = (0..SANDBOXES).map(|_| create()).collect::<Result<Vec<_>>>()?;
     let mut samples = Samples::default();
-    let pss = |sandbox: &Sandbox| -> Result<f64> {
-        let metrics: Value = client.get(&sandbox.path("/metrics"))?.json();
-        let bytes = metrics["host_pss_bytes"].as_f64().context("host_pss_bytes")?;
-        Ok(bytes / f64::from(1 << 20))
-    };
+    samples.add("marginal, idle", (before - available_mib()?) / SANDBOXES as f64);
     for sandbox in &sandboxes {
-        samples.add("idle", pss(sandbox)?);
+        samples.add("PSS, idle", pss_mib(&client, sandbox)?);
     }
-    for sandbox in &sandboxes {
-        sandbox.output(PYTHON)?;
-    }
-    for sandbox in &sandboxes {
-        samples.add("after one python", pss(sandbox)?);
+    for (name, line) in [("PSS, after one echo", "echo hi"), ("PSS, after one python", PYTHON)] {
+        for sandbox in &sandboxes {
+            sandbox.output(line)?;
+        }
+        for sandbox in &sandboxes {
+            samples.add(name, pss_mib(&client, sandbox)?);
+        }
     }
     server.stop()?;
     Ok(samples)
+}
+
+fn pss_mib(client: &Client, sandbox: &Sandbox) -> Result<f64> {
+    let metrics: Value = client.get(&sandbox.path("/metrics"))?.json();
+    let bytes = metrics["host_pss_bytes"].as_f64().context("host_pss_bytes")?;
+    Ok(bytes / f64::from(1 << 20))
+}
+
+/// `MemAvailable` of proc_meminfo(5).
+fn available_mib() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("MemAvailable")?;
+    Ok(kib.parse::<f64>()? / 1024.0)
 }

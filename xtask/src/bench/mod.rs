@@ -4,6 +4,7 @@
 //! Absolute times depend on the host and on what else it does; compare within one run.
 
 mod create;
+mod fork;
 mod stats;
 mod transport;
 
@@ -27,6 +28,8 @@ pub struct Arguments {
 enum Name {
     /// From the request to a ready agent, to the first echo, to the first python; and the end
     Create(create::Plan),
+    /// Live forks of a running sandbox: how long it stands still, and when its children answer
+    Fork(fork::Plan),
     /// HTTP/2 in PID 1 against our own frames
     Transport(transport::Plan),
 }
@@ -34,20 +37,23 @@ enum Name {
 /// Runs one benchmark, or all of them.
 pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.name {
-        Some(Name::Create(plan)) => with_server(plan),
+        Some(Name::Create(plan)) => with_server(|| create::run(plan)),
+        Some(Name::Fork(plan)) => with_server(|| fork::run(plan)),
         Some(Name::Transport(plan)) => transport::run(plan),
         None => {
-            with_server(&create::Plan::default())?;
+            with_server(|| create::run(&create::Plan::default()))?;
+            with_server(|| fork::run(&fork::Plan::default()))?;
             transport::run(&transport::Plan::default())
         }
     }
 }
 
-fn with_server(plan: &create::Plan) -> Result<()> {
+/// Makes sure of everything that a server of ours needs first.
+fn with_server(bench: impl Fn() -> Result<()>) -> Result<()> {
     prepare::packages(false)?;
     let program = prepare::program()?;
     prepare::templates(&program)?;
-    create::run(plan)
+    bench()
 }
 
 /// Prints a report and keeps it: tables for people and figures for programs.
