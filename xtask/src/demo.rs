@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use pandastack_tests::{Options, Server, wait_until};
+use anyhow::Result;
+use pandastack_tests::{Options, Server};
 
 use crate::run::{must, step, workspace};
 use crate::{prepare, venv};
@@ -20,20 +19,18 @@ pub fn run() -> Result<()> {
     let python = venv::python("demo", &["./sdk/python"], Some(&sdk))?;
 
     step("starting a server on loopback and running the sample");
-    show(&python, 0, &["sample.py", "timings.py"])?;
-    step("the same steps with a machine parked ahead of time");
-    show(&python, 1, &["timings.py"])
+    show(&python, true, &["sample.py", "timings.py"])?;
+    step("the same steps without forks: restored from the template's files");
+    show(&python, false, &["timings.py"])
 }
 
-/// Runs scripts against a server with `pool` parked machines per template.
-fn show(python: &Path, pool: u32, scripts: &[&str]) -> Result<()> {
-    let server = Server::start(Options { pool, ..Options::default() })?;
+/// Runs scripts against a server whose sandboxes are forked, or restored.
+fn show(python: &Path, fork: bool, scripts: &[&str]) -> Result<()> {
+    let server = Server::start(Options { fork, ..Options::default() })?;
+    if fork {
+        server.wait_for_zygotes()?;
+    }
     let key = fs::read_to_string(server.data().join("api-key"))?;
-    let parked = || {
-        let stats = server.client().get("/v1/stats").map(|a| a.json()).unwrap_or_default();
-        stats["parked"].as_u64() == stats["parked_wanted"].as_u64()
-    };
-    ensure!(wait_until(Duration::from_secs(60), parked), "no machine gets parked");
     for script in scripts {
         must(
             Command::new(python)
