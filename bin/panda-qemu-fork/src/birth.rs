@@ -143,22 +143,6 @@ unsafe extern "C" fn give_birth(birth: &Birth, stack: usize, flags: usize) -> is
     )
 }
 
-/// In the child: returns 0 from [`give_birth`], on the copy of the stack that it was called on.
-#[unsafe(naked)]
-unsafe extern "C" fn be_born(birth: &Birth) -> ! {
-    core::arch::naked_asm!(
-        "mov rsp, [rdi]",
-        "xor eax, eax",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
-        "ret",
-    )
-}
-
 /// The keeper, from its birth to its program.
 extern "C" fn keep(birth: &Birth) -> ! {
     let ready =
@@ -196,8 +180,9 @@ fn make_child(birth: &Birth) -> Result<(), (Step, c_int)> {
     // SAFETY: without CLONE_VM the child gets a copy of this memory. It comes back from this very
     // instruction on the copy of our stack and leaves it at once.
     match unsafe { sys::call(libc::SYS_clone, args) } {
-        // SAFETY: the stack that `give_birth` was called on is whole: its thread stands still.
-        0 => unsafe { be_born(birth) },
+        // In the child: returns 0 from `give_birth`, on the copy of the stack it was called on.
+        // SAFETY: that stack is whole, because its thread stands still.
+        0 => unsafe { threads::resume(birth.stack.load(SeqCst)) },
         result => sys::outcome(result).map(drop).map_err(|errno| (Step::Child, errno)),
     }
 }

@@ -397,11 +397,16 @@ extern "C" fn begin(thread: &Thread) -> ! {
     unsafe { resume(stack) }
 }
 
-/// Continues behind the wait in [`park`], with the stack pointer that it kept.
+/// Continues a function that kept its registers on the stack as [`park`] does: it returns 0 to its
+/// caller.
+///
+/// # Safety
+/// `stack` must be what such a function kept, and its stack must be whole and in nobody's use.
 #[unsafe(naked)]
-unsafe extern "C" fn resume(stack: usize) -> ! {
+pub unsafe extern "C" fn resume(stack: usize) -> ! {
     core::arch::naked_asm!(
         "mov rsp, rdi",
+        "xor eax, eax",
         "pop r15",
         "pop r14",
         "pop r13",

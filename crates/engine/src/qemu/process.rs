@@ -118,22 +118,13 @@ pub(super) async fn start(
         .map_err(|e| EngineError::Spawn(io::Error::other(ErrorChain(&e).to_string())))?;
     let child = Arc::new(child);
 
-    let channels = Channels::new(ours)?;
-    match Qmp::connect(channels.qmp).await {
-        Ok((qmp, events)) => Ok(Process {
-            child,
-            complaints: channels.complaints,
-            qmp,
-            events: Some(events),
-            agent: Some(channels.agent),
-            control: Some(channels.control),
-            identities,
-            cgroup,
-        }),
+    let Channels { qmp, rest } = Channels::new(ours)?;
+    match Qmp::connect(qmp).await {
+        Ok(monitor) => Ok(Process::new(child, monitor, rest, identities, cgroup)),
         Err(error) => {
             child.kill();
             let _ = ended(&child).await;
-            let said = channels.complaints.lock().expect("no panic under this lock").clone();
+            let said = rest.complaints.lock().expect("no panic under this lock").clone();
             Err(if said.is_empty() { error } else { EngineError::Ended(said.trim().to_owned()) })
         }
     }
@@ -141,20 +132,25 @@ pub(super) async fn start(
 
 /// The server's ends, ready for use.
 pub(super) struct Channels {
-    pub complaints: Arc<Mutex<String>>,
-    pub qmp: UnixStream,
-    pub agent: UnixStream,
-    pub control: Control,
+    qmp: UnixStream,
+    rest: Rest,
+}
+
+/// Those besides the monitor's, which begins with a greeting or without.
+struct Rest {
+    complaints: Arc<Mutex<String>>,
+    agent: UnixStream,
+    control: Control,
 }
 
 impl Channels {
     pub fn new(ours: Ours) -> Result<Self, EngineError> {
-        Ok(Self {
+        let rest = Rest {
             complaints: collect(ours.complaints)?,
-            qmp: into_tokio(ours.qmp)?,
             agent: into_tokio(ours.agent)?,
             control: Control::new(ours.control).map_err(EngineError::Spawn)?,
-        })
+        };
+        Ok(Self { qmp: into_tokio(ours.qmp)?, rest })
     }
 }
 
@@ -166,14 +162,24 @@ impl Process {
         identities: Identities,
         cgroup: Option<Arc<Cgroup>>,
     ) -> Self {
-        let (qmp, events) = Qmp::adopt(channels.qmp);
+        let monitor = Qmp::adopt(channels.qmp);
+        Self::new(Arc::new(child), monitor, channels.rest, identities, cgroup)
+    }
+
+    fn new(
+        child: Arc<Child>,
+        (qmp, events): (Qmp, Events),
+        rest: Rest,
+        identities: Identities,
+        cgroup: Option<Arc<Cgroup>>,
+    ) -> Self {
         Self {
-            child: Arc::new(child),
-            complaints: channels.complaints,
+            child,
+            complaints: rest.complaints,
             qmp,
             events: Some(events),
-            agent: Some(channels.agent),
-            control: Some(channels.control),
+            agent: Some(rest.agent),
+            control: Some(rest.control),
             identities,
             cgroup,
         }
