@@ -46,7 +46,7 @@ struct Thread {
     /// Its list of robust mutexes, which a new thread has to announce again: set_robust_list(2).
     robust: AtomicUsize,
     robust_bytes: AtomicUsize,
-    /// Thread id as the thread sees it; 0 for a free entry.
+    /// Thread id as the thread sees it.
     id: AtomicU32,
     /// 1 once everything above is filled in.
     parked: AtomicU32,

@@ -21,8 +21,8 @@ pub struct GuestImage {
     pub disk_mb: u32,
     /// Shell lines run once, before the bake, so that what they read is in its memory.
     pub preload: Vec<String>,
-    /// Shell lines run before the bake and again in every parked machine, so that what tenants
-    /// run first is already translated there.
+    /// Shell lines run before the bake and again in every zygote or restored parked machine, so
+    /// that what tenants run first is already translated there.
     pub warm_up: Vec<String>,
     /// Content address of all of the above.
     pub digest: String,

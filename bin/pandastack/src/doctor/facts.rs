@@ -1,4 +1,5 @@
-//! What there is to know about this host. Looks only; changes nothing.
+//! What there is to know about this host. Looks, forks a machine to see whether that works, and
+//! leaves nothing behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
