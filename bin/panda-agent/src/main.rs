@@ -1,7 +1,7 @@
 //! The agent: PID 1 of every guest.
 //!
-//! It boots the guest, then serves one host over a virtio port: commands, files, identity. See
-//! `pandastack_proto` for what goes over the port, [`server`] for the loop.
+//! It boots the guest, then serves one host over a virtio port or vsock: commands, files, identity.
+//! See `pandastack_proto` for what goes over it, [`server`] for the loop.
 //!
 //! What a tenant does must never end it. So it does not panic on anything that comes from outside,
 //! it needs no file after boot, and commands live in a cgroup whose limits they hit before the
@@ -46,8 +46,7 @@ fn main() -> anyhow::Result<()> {
 /// Until the server runs, an error ends the process and with it the guest: there is no tenant yet,
 /// and the kernel's panic is what the host sees.
 fn first_process() -> anyhow::Result<()> {
-    let (init, port) = boot::boot()?;
-    let link = Link::new(port, link::Kind::Port).context("prepare the port")?;
+    let (init, link) = boot::boot()?;
     let mut server = Server::new(link, Guest::new(Some(init))?)?;
     loop {
         server.run();

@@ -26,7 +26,8 @@ use crate::sys;
 
 /// Most reads of the link in one turn.
 const READS: usize = 16;
-/// A virtio port gives at most a page per read; less means that there is no more.
+/// A virtio port gives at most a page per read, and a packet of vsock is about as long; less means
+/// that there is no more.
 const PAGE: usize = 4096;
 /// Most children reaped in one turn: a fork bomb must not keep the agent from answering.
 const REAPS: usize = 256;
@@ -72,7 +73,7 @@ impl Server {
         })
     }
 
-    /// Runs until the other end of a socket is gone; on a port, for ever.
+    /// Runs until the other end of a socket is gone; in a guest, for ever.
     pub fn run(&mut self) {
         while self.turn() != Turn::Over {}
         self.session.kill_all();
@@ -94,8 +95,12 @@ impl Server {
         self.reap();
         self.session.expire(Instant::now());
         self.busy = self.session.work(&mut self.guest, &mut self.out);
-        if !self.out.is_empty() && self.link.write(&mut self.out) == Moved::Over {
-            return Turn::Over;
+        if !self.out.is_empty() {
+            match self.link.write(&mut self.out) {
+                Moved::Over => return Turn::Over,
+                Moved::Anew => self.start_over(),
+                Moved::Bytes(_) | Moved::Nothing => {}
+            }
         }
         if self.session.power_off() && self.out.is_empty() {
             self.guest.power_off();
@@ -151,6 +156,10 @@ impl Server {
             let count = match self.link.read(self.decoder.space()) {
                 Moved::Bytes(count) => count,
                 Moved::Nothing => break,
+                Moved::Anew => {
+                    self.start_over();
+                    break;
+                }
                 Moved::Over => return Turn::Over,
             };
             self.decoder.commit(count);
@@ -166,11 +175,7 @@ impl Server {
         // A malformed frame ends the connection; the decoder looks for the next one by itself.
         while let Ok(Some(incoming)) = self.decoder.next() {
             match incoming {
-                Incoming::Start => {
-                    self.session.restart();
-                    self.out.clear();
-                    self.greeted = false;
-                }
+                Incoming::Start => self.start_over(),
                 Incoming::Frame(frame) if self.greeted => {
                     self.session.frame(frame, &mut self.guest, &mut self.out);
                 }
@@ -186,6 +191,14 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// The host is another one, or will be: nothing of the old connection may reach it. The decoder
+    /// needs no hint, since what comes next is the mark.
+    fn start_over(&mut self) {
+        self.session.restart();
+        self.out.clear();
+        self.greeted = false;
     }
 
     /// Waits for children that have ended: commands, and every orphan of the guest.
@@ -210,4 +223,117 @@ impl Server {
 enum Turn {
     Next,
     Over,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
+
+    use pandastack_proto::{MAGIC, Nonce, Request, Sealed, Token, VERSION, Welcome};
+    use rustix::net::sockopt::set_socket_send_buffer_size;
+
+    use super::*;
+    use crate::link::Kind as LinkKind;
+
+    /// Where the next connection leads.
+    static NEXT: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+    fn dial() -> rustix::io::Result<OwnedFd> {
+        NEXT.lock().unwrap().take().ok_or(Errno::CONNRESET)
+    }
+
+    /// A connection with a host's end, which never waits, and an agent's end that holds little.
+    fn pair() -> (UnixStream, OwnedFd) {
+        let (host, agent) = UnixStream::pair().unwrap();
+        host.set_nonblocking(true).unwrap();
+        set_socket_send_buffer_size(&agent, 4096).unwrap();
+        (host, agent.into())
+    }
+
+    fn greeting(nonce: Nonce) -> Encoder {
+        let mut out = Encoder::new();
+        out.magic();
+        out.message(Kind::Hello, 0, &Hello { version: VERSION, nonce }).unwrap();
+        out
+    }
+
+    fn ping(stream: u32, out: &mut Encoder) {
+        let sealed = Sealed { token: Token::default(), request: Request::Ping };
+        out.message(Kind::Request, stream, &sealed).unwrap();
+    }
+
+    /// Everything that has come, and whether the stream goes on.
+    fn arrived(host: &mut UnixStream) -> (Vec<u8>, bool) {
+        let mut bytes = Vec::new();
+        let open = host.read_to_end(&mut bytes).is_err();
+        (bytes, open)
+    }
+
+    /// Turns until `host` was sent something.
+    fn answer(server: &mut Server, host: &mut UnixStream) -> Vec<u8> {
+        loop {
+            assert_eq!(server.turn(), Turn::Next);
+            let (bytes, _) = arrived(host);
+            if !bytes.is_empty() {
+                return bytes;
+            }
+        }
+    }
+
+    fn starts_with_welcome(bytes: &[u8], nonce: Nonce) -> bool {
+        let nothing_before = bytes.starts_with(&[&MAGIC[..], &nonce[..]].concat());
+        let mut decoder = Decoder::for_host(&nonce);
+        decoder.space()[..bytes.len()].copy_from_slice(bytes);
+        decoder.commit(bytes.len());
+        assert!(matches!(decoder.next(), Ok(Some(Incoming::Start))));
+        let Ok(Some(Incoming::Frame(frame))) = decoder.next() else { return false };
+        nothing_before && parse::<Welcome>(frame.payload, "welcome").is_ok()
+    }
+
+    #[test]
+    fn a_dialled_link_that_ends_is_dialled_again_and_starts_over() {
+        let (mut first, end) = pair();
+        let link = Link::new(end, LinkKind::Dialled(dial)).unwrap();
+        let mut server = Server::new(link, Guest::new(None).unwrap()).unwrap();
+
+        // More answers than the connection holds, then half a request, then the end.
+        let mut out = greeting([1; 16]);
+        (1..3000).for_each(|stream| ping(stream, &mut out));
+        first.write_all(out.pending()).unwrap();
+        while server.out.len() < 1000 {
+            assert_eq!(server.turn(), Turn::Next);
+        }
+        let mut out = Encoder::new();
+        ping(3000, &mut out);
+        first.write_all(&out.pending()[..out.len() - 3]).unwrap();
+        drop(first);
+
+        // Nobody is there: the agent tries, and does not spin.
+        let (mut second, end) = pair();
+        while server.link.wake_at().is_none() {
+            assert_eq!(server.turn(), Turn::Next);
+        }
+        let until = server.link.wake_at().unwrap();
+        assert_eq!(server.turn(), Turn::Next);
+        assert!(Instant::now() >= until, "it must pause between attempts");
+
+        // The new connection has nothing of the old one.
+        *NEXT.lock().unwrap() = Some(end);
+        while NEXT.lock().unwrap().is_some() {
+            assert_eq!(server.turn(), Turn::Next);
+        }
+        assert_eq!(arrived(&mut second), (Vec::new(), true));
+        assert!(!server.greeted && server.out.is_empty());
+        second.write_all(greeting([2; 16]).pending()).unwrap();
+        let bytes = answer(&mut server, &mut second);
+        assert!(starts_with_welcome(&bytes, [2; 16]), "{bytes:?}");
+
+        // And it works: numbers start anew.
+        let mut out = Encoder::new();
+        ping(1, &mut out);
+        second.write_all(out.pending()).unwrap();
+        assert_eq!(answer(&mut server, &mut second)[0], Kind::Reply as u8);
+    }
 }

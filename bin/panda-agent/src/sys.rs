@@ -4,8 +4,10 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -62,6 +64,55 @@ pub fn loopback_up(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
         check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request))?;
     }
     Ok(())
+}
+
+/// Connects to `port` of the host over vsock, from the first of the ports `from` that is free, and
+/// waits at most `patience` for an answer.
+pub fn vsock_connect(
+    from: Range<u32>,
+    port: u32,
+    patience: Duration,
+) -> rustix::io::Result<OwnedFd> {
+    /// `SO_VM_SOCKETS_CONNECT_TIMEOUT` of `linux/vm_sockets.h`; its value is a `timeval`.
+    const CONNECT_TIMEOUT: i32 = 6;
+
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes no pointers, and the descriptor that it returns is new and ours.
+    let socket = unsafe { OwnedFd::from_raw_fd(check(libc::socket(libc::AF_VSOCK, kind, 0))?) };
+    let fd = socket.as_raw_fd();
+    let timeout = libc::timeval {
+        tv_sec: patience.as_secs() as libc::time_t,
+        tv_usec: patience.subsec_micros() as libc::suseconds_t,
+    };
+    let len = std::mem::size_of_val(&timeout) as libc::socklen_t;
+    let value = (&raw const timeout).cast();
+    // SAFETY: pointer and length are of the structure that the option takes.
+    check(unsafe { libc::setsockopt(fd, libc::AF_VSOCK, CONNECT_TIMEOUT, value, len) })?;
+    let mut bound = Err(Errno::ADDRINUSE);
+    for source in from {
+        let (address, len) = vsock_address(libc::VMADDR_CID_ANY, source);
+        // SAFETY: pointer and length are of one structure.
+        bound = check(unsafe { libc::bind(fd, (&raw const address).cast(), len) });
+        if bound != Err(Errno::ADDRINUSE) {
+            break;
+        }
+    }
+    bound?;
+    let (address, len) = vsock_address(libc::VMADDR_CID_HOST, port);
+    // SAFETY: as above.
+    check(unsafe { libc::connect(fd, (&raw const address).cast(), len) })?;
+    Ok(socket)
+}
+
+fn vsock_address(cid: u32, port: u32) -> (libc::sockaddr_vm, libc::socklen_t) {
+    let address = libc::sockaddr_vm {
+        svm_family: libc::AF_VSOCK as libc::sa_family_t,
+        svm_reserved1: 0,
+        svm_port: port,
+        svm_cid: cid,
+        svm_zero: [0; 4],
+    };
+    (address, std::mem::size_of_val(&address) as libc::socklen_t)
 }
 
 /// Keeps every descriptor that the agent was started with from its commands, except the first three.

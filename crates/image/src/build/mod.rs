@@ -34,8 +34,10 @@ const EPOCH: &str = "1735689600";
 /// UUID of every root's file system: the same input gives the same bytes.
 const UUID: &str = "70616e64-6173-7461-636b-000000000001";
 
-/// What the guest's machine has. Dependencies are added, built-in ones are left out.
-const MODULES: &str = "virtio_mmio virtio_blk virtio_console virtio-rng erofs overlay";
+/// What the guest's machine has, whichever engine makes it: a driver without a device does nothing.
+/// Dependencies are added, built-in ones are left out.
+const MODULES: &str = "virtio_mmio virtio_blk virtio_console virtio-rng virtio_net \
+                       vmw_vsock_virtio_transport erofs overlay";
 
 /// Runs inside mmdebstrap on the finished tree.
 const FINISH: &str = include_str!("finish.sh");
