@@ -14,6 +14,7 @@ const LAYERS: &[&str] = &[
     "pandastack-proto",
     "pandastack-fork",
     "pandastack-jail",
+    "pandastack-vmm",
     "pandastack-engine",
     "pandastack-image",
     "pandastack-store",
@@ -22,8 +23,14 @@ const LAYERS: &[&str] = &[
 ];
 
 /// Crates with `unsafe` in them, each block with its reason (a clippy lint sees to that).
-const MAY_BE_UNSAFE: &[&str] =
-    &["crates/jail", "bin/panda-agent", "bin/panda-keeper", "bin/panda-qemu-fork"];
+const MAY_BE_UNSAFE: &[&str] = &[
+    "crates/fork",
+    "crates/jail",
+    "crates/vmm",
+    "bin/panda-agent",
+    "bin/panda-keeper",
+    "bin/panda-qemu-fork",
+];
 
 /// Licences that an Apache-2.0 program may be made of.
 const LICENCES: &[&str] = &[

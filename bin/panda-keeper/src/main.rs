@@ -13,7 +13,8 @@
 //! A fork's keeper has one more thing to do. The user namespace that it was made with has no ids
 //! yet, and without them nobody in there could make another: a fork could not fork. Only a process
 //! that may be traced owns its `uid_map`, which a machine must never be, but a keeper has no
-//! secrets. It comes with the capabilities for that, as ambient ones, and gives them up.
+//! secrets. It comes with the capabilities for that, as ambient ones, and gives them up. In a jail
+//! without `/proc` it cannot, and stays one that may be traced, so that the server can.
 //!
 //! Install it executable but not readable (mode 0111). No program in the jail can then trace it or
 //! see it in `/proc` (`would_dump` in fs/exec.c). Where the server is not root, the file is the
@@ -28,6 +29,7 @@ use std::io::{Error, ErrorKind};
 unsafe extern "C" {
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn prctl(option: c_int, ...) -> c_int;
+    fn getuid() -> u32;
     fn capset(header: *const [u32; 2], data: *const [u32; 6]) -> c_int;
 }
 
@@ -38,10 +40,13 @@ const CAPABILITY_VERSION: u32 = 0x2008_0522;
 /// The one id in a jail, the same in every generation: a fork runs as its parent does.
 const IDS: &str = "1000 1000 1";
 
+/// What the kernel says of ids that a namespace does not have: `overflowuid`.
+const NOBODY: u32 = 65534;
+
 /// The C library calls this.
 #[unsafe(no_mangle)]
 pub extern "C" fn main() -> c_int {
-    if fs::read("/proc/self/uid_map").is_ok_and(|ids| ids.is_empty()) {
+    if has_no_ids() {
         adopt_ids();
     }
     loop {
@@ -52,6 +57,11 @@ pub extern "C" fn main() -> c_int {
             return 0;
         }
     }
+}
+
+fn has_no_ids() -> bool {
+    // SAFETY: no arguments.
+    unsafe { getuid() == NOBODY }
 }
 
 /// Gives the user namespace its ids, and up what that took. A failure is nobody's to hear: the
@@ -68,5 +78,5 @@ fn adopt_ids() {
     }
     // SAFETY: a header of two words and, in this version, two structures of three.
     unsafe { capset(&[CAPABILITY_VERSION, 0], &[0; 6]) };
-    may_be_traced(0);
+    may_be_traced(has_no_ids().into());
 }

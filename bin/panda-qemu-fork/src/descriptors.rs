@@ -19,10 +19,11 @@
 use core::cell::UnsafeCell;
 
 use libc::c_int;
-use pandastack_fork::{FileId, Replacement, Request, Step};
+use pandastack_fork::birth::Fd;
+use pandastack_fork::{FileId, Replacement, Request, Step, sys};
 
 use crate::failure::Failure;
-use crate::{sys, text};
+use crate::text;
 
 /// Most descriptors of a machine's process; its rlimit is not above it.
 const MAX: usize = 1024;
@@ -77,17 +78,17 @@ impl Place {
 }
 
 /// Replaces files in this process at once: those that nobody may write to from now on.
-pub fn replace_here(entries: &[Replacement], attached: &[usize]) -> Result<(), Failure> {
+pub fn replace_here(entries: &[Replacement], attached: &[Fd]) -> Result<(), Failure> {
     if entries.is_empty() {
         return Ok(());
     }
     text::each_descriptor(|fd| {
-        if attached.contains(&fd) {
+        if attached.contains(&(fd as Fd)) {
             return Ok(());
         }
         let file = identity(fd).map_err(|errno| (errno, fd))?;
         match entries.iter().find(|entry| entry.file == file) {
-            Some(entry) => put(attached[usize::from(entry.with)], fd).map_err(|e| (e, fd)),
+            Some(entry) => put(attached[usize::from(entry.with)] as usize, fd).map_err(|e| (e, fd)),
             None => Ok(()),
         }
     })
@@ -96,10 +97,10 @@ pub fn replace_here(entries: &[Replacement], attached: &[usize]) -> Result<(), F
 
 impl Survey {
     /// Looks at every descriptor but the attached ones and decides its fate.
-    pub fn make(&mut self, request: &Request, attached: &[usize]) -> Result<(), Failure> {
+    pub fn make(&mut self, request: &Request, attached: &[Fd]) -> Result<(), Failure> {
         self.len = 0;
         text::each_descriptor(|fd| {
-            if attached.contains(&fd) {
+            if attached.contains(&(fd as Fd)) {
                 return Ok(());
             }
             let fate = fate(fd, request, attached).map_err(|errno| (errno, fd))?;
@@ -114,7 +115,7 @@ impl Survey {
     }
 
     /// In a child: puts everything in its place and closes the attached descriptors.
-    pub fn apply(&self, attached: &[usize]) -> Result<(), Failure> {
+    pub fn apply(&self, attached: &[Fd]) -> Result<(), Failure> {
         for &(fd, fate) in &self.entries[..self.len] {
             settle(fd, fate).map_err(|errno| at(Step::Descriptors)((errno, fd)))?;
         }
@@ -128,18 +129,18 @@ fn at(step: Step) -> impl Fn((c_int, usize)) -> Failure {
 }
 
 /// Closes descriptors that came with a request.
-pub fn close_all(attached: &[usize]) {
+pub fn close_all(attached: &[Fd]) {
     for &fd in attached {
-        let _ = sys::close(fd);
+        let _ = sys::close(fd as usize);
     }
 }
 
-fn fate(fd: usize, request: &Request, attached: &[usize]) -> Result<Fate, c_int> {
+fn fate(fd: usize, request: &Request, attached: &[Fd]) -> Result<Fate, c_int> {
     let stat = sys::fstat(fd)?;
     let file = FileId { device: stat.st_dev, inode: stat.st_ino };
     let status = sys::fcntl(fd, libc::F_GETFL as usize, 0)?;
     if let Some(entry) = request.replace().iter().find(|entry| entry.file == file) {
-        return Ok(Fate::Replace { with: attached[usize::from(entry.with)], status });
+        return Ok(Fate::Replace { with: attached[usize::from(entry.with)] as usize, status });
     }
     let frozen = request.freeze().iter().any(|entry| entry.file == file);
     if frozen || request.keep().contains(&file) {

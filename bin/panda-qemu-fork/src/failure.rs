@@ -1,6 +1,7 @@
 //! Why a fork did not happen.
 
 use libc::c_int;
+use pandastack_fork::birth::BirthError;
 use pandastack_fork::{Answer, Step};
 
 /// A failed step.
@@ -18,5 +19,11 @@ impl Failure {
     /// As it is told to the supervisor.
     pub fn answer(self) -> Answer {
         Answer::Failed { step: self.step, errno: self.errno, subject: self.subject }
+    }
+}
+
+impl From<BirthError> for Failure {
+    fn from(error: BirthError) -> Self {
+        Self { step: error.step, errno: error.errno, subject: -1 }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! 1. `threads`: every other thread is parked by a signal, its state on its own stack.
 //! 2. `descriptors`: every descriptor is looked at; one that is not accounted for ends it here.
-//! 3. `birth`: a keeper in new namespaces makes the copy of the process.
+//! 3. [`birth`](pandastack_fork::birth): a keeper in new namespaces makes the copy of the process.
 //! 4. In the child, `descriptors` puts its own sockets, disks and eventfds in place, and
 //!    `threads` starts a thread for each one that was parked, on its own stack and storage.
 //! 5. In the parent the threads go on. `ppoll` returns 0 on both sides: nothing happened.
@@ -53,17 +53,16 @@
 //! looked for (found at start, checked in each thread); a musl QEMU, which has no such structure.
 //! Whoever relies on forks proves them first, on the very QEMU and C library of the host.
 
-mod birth;
 mod descriptors;
 mod failure;
 mod serve;
-mod sys;
 mod text;
 mod threads;
 
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use libc::{c_int, c_void, nfds_t, pollfd, sigset_t, size_t, timespec};
+use pandastack_fork::{sys, thread};
 
 /// Names the descriptor of the socket to the supervisor.
 const VARIABLE: &core::ffi::CStr = c"PANDA_FORK_FD";
@@ -89,7 +88,7 @@ extern "C" fn start() {
     let control = unsafe { libc::atoi(value) };
     if control > 2 && threads::prepare() {
         serve::listen(control);
-        MAIN.store(threads::storage(), Relaxed);
+        MAIN.store(thread::storage(), Relaxed);
     }
     // Other machines share the mounts of this one: nobody may look into its memory through /proc.
     let _ = sys::prctl(libc::PR_SET_DUMPABLE as usize, 0);
@@ -107,7 +106,7 @@ pub unsafe extern "C" fn ppoll(
     mask: *const sigset_t,
 ) -> c_int {
     let count = count as usize;
-    let control = serve::control().filter(|_| threads::storage() == MAIN.load(Relaxed));
+    let control = serve::control().filter(|_| thread::storage() == MAIN.load(Relaxed));
     let Some(control) = control.filter(|_| count < MAX_POLLED) else {
         // SAFETY: the caller's arguments.
         return unsafe { poll(fds, count, timeout, mask) };

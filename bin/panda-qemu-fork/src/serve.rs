@@ -2,14 +2,15 @@
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
+use core::time::Duration;
 
 use libc::c_int;
-use pandastack_fork::{Answer, MAX_DESCRIPTORS, Request, Step, Steps};
+use pandastack_fork::birth::{self, Fd, Side};
+use pandastack_fork::{Answer, MAX_DESCRIPTORS, Request, Step, Steps, sys};
 
-use crate::birth::{self, Side};
 use crate::descriptors::{self, Place};
 use crate::failure::Failure;
-use crate::{sys, threads};
+use crate::threads;
 
 /// Socket to the supervisor; -1 without one.
 static CONTROL: AtomicI32 = AtomicI32::new(-1);
@@ -40,7 +41,7 @@ pub fn control() -> Option<c_int> {
 /// Receives a request and carries it out. Returns in the parent, and in every child that it made.
 pub fn request() {
     let Some(control) = control() else { return };
-    let mut attached = [0usize; MAX_DESCRIPTORS];
+    let mut attached = [0; MAX_DESCRIPTORS];
     let (request, attached) = match receive(control, &mut attached) {
         Received::Request(request, count) => (request, &attached[..count]),
         Received::Nothing => return,
@@ -59,7 +60,7 @@ pub fn request() {
         Ok((Side::Parent(pidfd), steps)) => {
             descriptors::close_all(attached);
             answer(control, &Answer::Done(steps), Some(pidfd));
-            let _ = sys::close(pidfd);
+            let _ = sys::close(pidfd as usize);
         }
         // The control socket's number leads to the child's own supervisor by now.
         Ok((Side::Child, _)) => answer(control, &Answer::Done(Steps::default()), None),
@@ -70,9 +71,10 @@ pub fn request() {
     }
 }
 
-fn fork(request: &Request, attached: &[usize]) -> Result<(Side, Steps), Failure> {
+fn fork(request: &Request, attached: &[Fd]) -> Result<(Side, Steps), Failure> {
     let mut clock = Clock(sys::now_ns());
-    await_keeper()?;
+    // The process itself is complete, if it was forked a moment ago.
+    birth::await_ids(Duration::from_secs(1))?;
     threads::park_others()?;
     let park = clock.lap_us();
     // Both are within what is attached: the request was checked.
@@ -84,7 +86,10 @@ fn fork(request: &Request, attached: &[usize]) -> Result<(Side, Steps), Failure>
         .and_then(|()| survey.make(request, attached))
         .and_then(|()| {
             let look = clock.lap_us();
-            birth::fork(keeper_groups).map(|side| (side, look))
+            // SAFETY: this is the main thread, and all others are parked; what they may hold, they
+            // have in the child too.
+            let side = unsafe { birth::fork(keeper_groups, &threads::main()) }?;
+            Ok((side, look))
         });
     if let Ok((Side::Child, _)) = forked {
         become_child(survey, request, groups, attached);
@@ -95,29 +100,12 @@ fn fork(request: &Request, attached: &[usize]) -> Result<(Side, Steps), Failure>
     forked.map(|(side, survey)| (side, Steps { park, survey, clone }))
 }
 
-/// Waits until the process itself is complete, if it was forked a moment ago.
-fn await_keeper() -> Result<(), Failure> {
-    const DEADLINE_NS: u64 = 1_000_000_000;
-    let deadline = sys::now_ns() + DEADLINE_NS;
-    while !birth::has_ids() {
-        if sys::now_ns() > deadline {
-            return Err(Failure { step: Step::Keeper, errno: libc::ETIMEDOUT, subject: -1 });
-        }
-        let _ = sys::sched_yield();
-    }
-    Ok(())
-}
-
 /// Gives the child its own group, descriptors and threads. One that cannot have them ends: nobody
 /// uses it yet. Its supervisor hears why, or, as long as the control socket is still the parent's,
 /// that it ended.
-fn become_child(
-    survey: &descriptors::Survey,
-    request: &Request,
-    groups: &[usize],
-    attached: &[usize],
-) {
-    if birth::settle(groups, request.readable).and_then(|()| survey.apply(attached)).is_err() {
+fn become_child(survey: &descriptors::Survey, request: &Request, groups: &[Fd], attached: &[Fd]) {
+    let settled = birth::settle(groups, request.readable).map_err(Failure::from);
+    if settled.and_then(|()| survey.apply(attached)).is_err() {
         sys::exit(1);
     }
     if let Err(failure) = threads::start_again() {
@@ -150,7 +138,7 @@ enum Received {
 }
 
 /// Receives one datagram and the descriptors that come with it.
-fn receive(control: c_int, attached: &mut [usize; MAX_DESCRIPTORS]) -> Received {
+fn receive(control: c_int, attached: &mut [Fd; MAX_DESCRIPTORS]) -> Received {
     // SAFETY: this is the main thread, and nobody else holds the buffers.
     let (bytes, words) = unsafe { &mut *INBOX.0.get() };
     let mut vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
@@ -178,7 +166,7 @@ fn receive(control: c_int, attached: &mut [usize; MAX_DESCRIPTORS]) -> Received 
 }
 
 /// Copies the attached descriptors out of a message.
-fn descriptors_of(message: &libc::msghdr, attached: &mut [usize; MAX_DESCRIPTORS]) -> usize {
+fn descriptors_of(message: &libc::msghdr, attached: &mut [Fd; MAX_DESCRIPTORS]) -> usize {
     let mut count = 0;
     // SAFETY: the kernel filled the control buffer; CMSG_* walk it within its length.
     unsafe {
@@ -189,7 +177,7 @@ fn descriptors_of(message: &libc::msghdr, attached: &mut [usize; MAX_DESCRIPTORS
                 let data = libc::CMSG_DATA(header).cast::<c_int>();
                 for index in 0..bytes / size_of::<c_int>() {
                     if let Some(slot) = attached.get_mut(count) {
-                        *slot = data.add(index).read_unaligned() as usize;
+                        *slot = data.add(index).read_unaligned();
                         count += 1;
                     }
                 }
@@ -201,7 +189,7 @@ fn descriptors_of(message: &libc::msghdr, attached: &mut [usize; MAX_DESCRIPTORS
 }
 
 /// Sends an answer, with a descriptor or without. A supervisor that is gone needs none.
-fn answer(control: c_int, answer: &Answer, descriptor: Option<usize>) {
+fn answer(control: c_int, answer: &Answer, descriptor: Option<Fd>) {
     let bytes = answer.encode();
     let mut vector =
         libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -219,7 +207,7 @@ fn answer(control: c_int, answer: &Answer, descriptor: Option<usize>) {
             (*header).cmsg_level = libc::SOL_SOCKET;
             (*header).cmsg_type = libc::SCM_RIGHTS;
             (*header).cmsg_len = libc::CMSG_LEN(size_of::<c_int>() as u32) as usize;
-            libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(descriptor as c_int);
+            libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(descriptor);
         }
     }
     let flags = (libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as usize;

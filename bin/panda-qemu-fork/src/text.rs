@@ -1,8 +1,7 @@
 //! Reading `/proc` without allocation.
 
 use libc::c_int;
-
-use crate::sys;
+use pandastack_fork::sys;
 
 /// Bytes of `/proc` files that are looked at: the lines that matter come early.
 pub const FILE: usize = 4096;

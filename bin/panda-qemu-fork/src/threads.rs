@@ -24,9 +24,12 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 use libc::{c_int, c_void};
 use pandastack_fork::Step;
+use pandastack_fork::birth::resume;
+use pandastack_fork::sys;
+use pandastack_fork::thread::{Announced, robust_list, rseq_length, storage};
 
 use crate::failure::Failure;
-use crate::{sys, text};
+use crate::text;
 
 /// Most threads of a process: vCPUs, the main loop, RCU, the monitor, and block workers.
 const MAX_THREADS: usize = 128;
@@ -89,20 +92,10 @@ pub fn prepare() -> bool {
         let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()) as *const u32;
         if !offset.is_null() && !size.is_null() && *size != 0 {
             RSEQ_OFFSET.store(*offset as usize, SeqCst);
-            // The area registered is never shorter than the original structure.
-            RSEQ_BYTES.store((*size as usize).max(32), SeqCst);
+            RSEQ_BYTES.store(rseq_length(*size as usize), SeqCst);
         }
     }
     found.is_some()
-}
-
-/// Base of this thread's thread-local storage: its first word points to itself.
-#[inline(always)]
-pub fn storage() -> usize {
-    let base: usize;
-    // SAFETY: every thread of glibc has its storage at %fs:0 (x86-64 ABI, variant II).
-    unsafe { core::arch::asm!("mov {}, fs:0", out(reg) base, options(nostack, pure, readonly)) };
-    base
 }
 
 /// Stops every other thread. On failure all of them go on.
@@ -292,18 +285,17 @@ extern "C" fn wait_for_release(thread: &Thread, generation: u32) {
     }
 }
 
-/// In a child: makes the thread that runs whole. It is the main one, with the storage of the
-/// parent's main thread.
-pub fn set_main(robust: (usize, usize)) {
-    announce(storage(), robust);
-    let place = storage() + ID_OFFSET.load(SeqCst);
-    let own = sys::gettid().unwrap_or(0) as u32;
-    // SAFETY: the place of this thread's id in its `struct pthread`; pthread_join and recursive
-    // mutexes read it. The kernel clears it at the thread's end: set_tid_address(2).
-    unsafe {
-        *(place as *mut u32) = own;
-        let _ = sys::call(libc::SYS_set_tid_address, [place, 0, 0, 0, 0, 0]);
-    }
+/// What the main thread, which calls this, announced to the kernel. Its id is to be written where
+/// `struct pthread` keeps it: pthread_join and recursive mutexes read it.
+pub fn main() -> Announced {
+    let storage = storage();
+    Announced { id: storage + ID_OFFSET.load(SeqCst), ..announced(storage, robust_list()) }
+}
+
+/// What a thread announced, less the place of its id.
+fn announced(storage: usize, robust: (usize, usize)) -> Announced {
+    let area = storage.wrapping_add(RSEQ_OFFSET.load(SeqCst));
+    Announced { robust, rseq: (area, RSEQ_BYTES.load(SeqCst)), id: 0 }
 }
 
 /// In a child: starts all other threads where they were parked, and waits until each is there. The
@@ -388,33 +380,14 @@ unsafe extern "C" fn clone_thread(
 /// First function of a thread in a child.
 extern "C" fn begin(thread: &Thread) -> ! {
     let robust = (thread.robust.load(SeqCst), thread.robust_bytes.load(SeqCst));
-    announce(thread.storage.load(SeqCst), robust);
+    // Its id was put in place by clone(2).
+    announced(thread.storage.load(SeqCst), robust).again();
     let stack = thread.stack.load(SeqCst);
     // From here on the entry may be another thread's.
     thread.parked.store(0, SeqCst);
     sys::futex_wake(&thread.parked);
     // SAFETY: the thread's stack holds what `park` put there, and nobody else uses it.
     unsafe { resume(stack) }
-}
-
-/// Continues a function that kept its registers on the stack as [`park`] does: it returns 0 to its
-/// caller.
-///
-/// # Safety
-/// `stack` must be what such a function kept, and its stack must be whole and in nobody's use.
-#[unsafe(naked)]
-pub unsafe extern "C" fn resume(stack: usize) -> ! {
-    core::arch::naked_asm!(
-        "mov rsp, rdi",
-        "xor eax, eax",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
-        "ret",
-    )
 }
 
 /// Blocks every signal in this thread and returns what was blocked before.
@@ -435,33 +408,4 @@ unsafe fn set_signals(mask: u64) -> u64 {
     // SAFETY: the kernel's sets of signals are eight bytes.
     let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, args) };
     old
-}
-
-/// The calling thread's robust list, to be announced again in a child.
-pub fn robust_list() -> (usize, usize) {
-    let (mut head, mut bytes) = (0usize, 0usize);
-    let args = [0, &raw mut head as usize, &raw mut bytes as usize, 0, 0, 0];
-    // SAFETY: get_robust_list(2) of the calling thread writes two words.
-    if unsafe { sys::call(libc::SYS_get_robust_list, args) } < 0 {
-        return (0, 0);
-    }
-    (head, bytes)
-}
-
-/// Tells the kernel what the C library told it of this thread when it was made: where its robust
-/// mutexes are listed and where it keeps its rseq area. A clone inherits neither.
-fn announce(storage: usize, (robust, robust_bytes): (usize, usize)) {
-    /// `RSEQ_SIG` of glibc for x86.
-    const SIGNATURE: usize = 0x5305_3053;
-    let bytes = RSEQ_BYTES.load(SeqCst);
-    // SAFETY: the addresses are those that the C library gave before, of this very thread.
-    unsafe {
-        if robust != 0 {
-            let _ = sys::call(libc::SYS_set_robust_list, [robust, robust_bytes, 0, 0, 0, 0]);
-        }
-        if bytes != 0 {
-            let area = storage.wrapping_add(RSEQ_OFFSET.load(SeqCst));
-            let _ = sys::call(libc::SYS_rseq, [area, bytes, 0, SIGNATURE, 0, 0]);
-        }
-    }
 }

@@ -17,9 +17,18 @@
 //! replaces another of the parent ([`Request::replace`]), one that the supervisor calls common to
 //! all machines of a template ([`Request::keep`]), or a kernel object without a name that the
 //! child makes anew. Anything else refuses the fork.
-#![forbid(unsafe_code)]
+//!
+//! The copying itself ([`birth`]) is the same for QEMU and for our own monitor, which has a wire of
+//! its own. It is written for a process whose C library may not be touched: no allocation, no
+//! lock, system calls of its own ([`sys`]).
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
+pub mod birth;
+pub mod sys;
+pub mod thread;
 mod wire;
 
 pub use wire::{Answer, FileId, Replacement, Request, Step, Steps};

@@ -1,4 +1,5 @@
 //! Datagrams, in the byte order of the host: both ends are on it.
+#![forbid(unsafe_code)]
 
 use crate::MAX_DESCRIPTORS;
 

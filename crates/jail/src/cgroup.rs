@@ -65,6 +65,16 @@ impl Cgroups {
         }
     }
 
+    /// Whether a group can bound what this controller counts: `memory` or `pids`.
+    pub(crate) fn bounds(&self, controller: &str) -> bool {
+        match self {
+            // One without the two is not ours to use.
+            Self::V2(_) => true,
+            Self::V1(parents) => parents.iter().any(|(name, _)| *name == controller),
+            Self::None => false,
+        }
+    }
+
     /// Makes the group `name` with `limits`. `None` where the host has no usable hierarchy.
     pub fn create(&self, name: &str, limits: CgroupLimits) -> io::Result<Option<Cgroup>> {
         let group = match self {
@@ -253,6 +263,7 @@ mod tests {
     fn a_host_without_hierarchies_has_none() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Cgroups::find_below(dir.path()), Cgroups::None);
+        assert!(!Cgroups::None.bounds("memory"));
         assert!(Cgroups::None.create("x", LIMITS).unwrap().is_none());
     }
 
@@ -268,6 +279,7 @@ mod tests {
         }
         let groups = Cgroups::find_below(dir.path());
         assert_eq!(groups.name(), "cgroup-v1");
+        assert!(groups.bounds("memory") && !groups.bounds("pids"));
         let group = groups.create("m1", LIMITS).unwrap().unwrap();
         let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
         assert_eq!(read("memory/pandastack/m1/memory.limit_in_bytes"), "1048576");
@@ -291,6 +303,7 @@ mod tests {
             fs::write(own.join(file), "").unwrap();
         }
         let groups = Cgroups::find_below(dir.path());
+        assert!(groups.bounds("memory") && groups.bounds("pids"));
         let group = groups.create("m1", LIMITS).unwrap().unwrap();
         assert_eq!(group.dirs, std::slice::from_ref(&own));
         assert_eq!(fs::read_to_string(own.join("cpu.weight")).unwrap(), "50");

@@ -10,9 +10,11 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, RawFd};
 
-use libc::{rlimit, sock_filter, sock_fprog};
+use libc::{rlimit, sock_filter};
 use pandastack_fork::CHILD_FLAGS;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+use crate::{landlock, seccomp};
 
 /// A step of the set-up, so that a failure can say where it happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub enum Step {
     Privileges,
     /// Dying with the supervisor.
     ParentDeath,
+    /// Putting Landlock's rules in force.
+    Landlock,
     /// Installing the seccomp filter.
     Seccomp,
     /// Making the program's process.
@@ -45,7 +49,7 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 12] = [
+    const ALL: [Step; 13] = [
         Step::Wait,
         Step::Descriptors,
         Step::Root,
@@ -53,6 +57,7 @@ impl Step {
         Step::Limits,
         Step::Privileges,
         Step::ParentDeath,
+        Step::Landlock,
         Step::Seccomp,
         Step::Fork,
         Step::Groups,
@@ -92,11 +97,17 @@ pub(crate) struct Plan {
     /// Owns the strings that `argv` and `envp` point to.
     pub _strings: [Vec<CString>; 2],
     /// Descriptor `sources[n]` becomes descriptor `n`: first those of the program, then the link
-    /// to the supervisor, then the control files of the groups to join. All are above their
-    /// targets.
+    /// to the supervisor, then the control files of the groups to join, then Landlock's rules. All
+    /// are above their targets.
     pub sources: Vec<RawFd>,
     /// How many of them are the program's.
     pub given: usize,
+    /// How many of them are groups.
+    pub groups: usize,
+    /// Whether the last of them is Landlock's rules.
+    pub ruled: bool,
+    /// Whether there is to be a `/proc`.
+    pub proc: bool,
     /// The supervisor's end of the link, of which the child has a copy.
     pub foreign: RawFd,
     /// Resource limits, in order.
@@ -139,9 +150,11 @@ fn set_up(plan: &Plan, link: &mut RawFd) -> Outcome {
     place_descriptors(plan)?;
     *link = plan.given as RawFd;
     enter_root(&plan.root)?;
-    // While the host's own /proc is still in sight: the kernel lets a user namespace mount a
-    // new one only where a whole one is visible (mount_too_revealing in fs/namespace.c).
-    mount_proc()?;
+    if plan.proc {
+        // While the host's own /proc is still in sight: the kernel lets a user namespace mount a
+        // new one only where a whole one is visible (mount_too_revealing in fs/namespace.c).
+        mount_proc()?;
+    }
     leave_host()?;
     for (resource, limit) in &plan.limits {
         // SAFETY: `limit` is a valid rlimit.
@@ -154,7 +167,12 @@ fn set_up(plan: &Plan, link: &mut RawFd) -> Outcome {
     check(Step::ParentDeath, unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong, 0, 0, 0)
     })?;
-    install_filter(&plan.filter)
+    // After the last mount, which rules forbid to change.
+    if plan.ruled && !landlock::enforce(plan.sources.len() as RawFd - 1) {
+        return Err((Step::Landlock, errno()));
+    }
+    // The C library left the reason in `errno`.
+    seccomp::install(&plan.filter).map_err(|_| (Step::Seccomp, errno()))
 }
 
 /// Which of the two processes this is.
@@ -214,7 +232,7 @@ fn become_keeper(plan: &Plan, link: &mut RawFd, two: RawFd) -> Failure {
 
 /// Joins the control groups and executes the program.
 fn become_program(plan: &Plan, link: RawFd) -> Failure {
-    for group in plan.given + 1..plan.sources.len() {
+    for group in (plan.given + 1..).take(plan.groups) {
         // SAFETY: one readable byte. It says "the writer" instead of a process id.
         let wrote = unsafe { libc::write(group as RawFd, b"0".as_ptr().cast(), 1) };
         if wrote != 1 {
@@ -359,14 +377,6 @@ fn drop_privileges(drop_groups: bool) -> Outcome {
 unsafe fn raw3(call: libc::c_long, id: u32) -> c_int {
     // SAFETY: both calls take three integers.
     unsafe { libc::syscall(call, id, id, id) as c_int }
-}
-
-fn install_filter(filter: &[sock_filter]) -> Outcome {
-    let program = sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-    // SAFETY: `program` describes `filter`, which the kernel copies.
-    check(Step::Seccomp, unsafe {
-        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER as c_ulong, &raw const program)
-    })
 }
 
 fn check(step: Step, result: c_int) -> Outcome {

@@ -14,7 +14,8 @@
 //!   clone3 ────────────────────▶ wait
 //!   uid_map, gid_map
 //!   "mapped" ──────────────────▶ descriptors, root, rlimits, ids,
-//!                                die-with-parent, seccomp
+//!                                die-with-parent, Landlock,
+//!                                seccomp
 //!                                clone ───────────────────────────▶ cgroup
 //!          ◀── "ready" + pidfd ─ wait                               wait
 //!   "go", "go" ────────────────▶ close everything
@@ -28,18 +29,20 @@
 mod cgroup;
 mod child;
 mod ids;
+mod landlock;
 mod probe;
 mod process;
-mod seccomp;
+pub mod seccomp;
 mod spawn;
 mod spawner;
 mod tsc;
 
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups};
 pub use child::Step;
-pub use probe::{Level, probe};
+pub use ids::give_ids;
+pub use probe::{Grade, Level, Missing, probe};
 pub use process::Child;
 pub use seccomp::Filter;
-pub use spawn::{Program, Rlimits, SpawnError};
+pub use spawn::{Confine, Program, Rlimits, SpawnError};
 pub use spawner::spawn;
 pub use tsc::tsc_khz;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
@@ -31,6 +31,12 @@ impl Child {
     /// Becomes readable when the program has ended.
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        rustix::event::poll(&mut ended, Some(&Timespec::default())) != Ok(0)
     }
 
     /// Ends the program now, and nothing but the program: not its forks, not those of its parent.

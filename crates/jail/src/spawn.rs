@@ -5,12 +5,12 @@
 //! than the supervisor. `PR_SET_PDEATHSIG` ends process 1 and so the whole family, but it fires
 //! when the *thread* that made the child ends: see [`crate::spawner`].
 
-use std::ffi::{CString, c_char};
+use std::ffi::{CString, OsStr, c_char};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use libc::{c_int, rlimit};
@@ -23,11 +23,12 @@ use rustix::net::{
 use crate::child::{Plan, READY, Step, enter};
 use crate::ids::OuterIds;
 use crate::process::{Child, Init};
-use crate::{Cgroup, Filter};
+use crate::{Cgroup, Filter, landlock};
 
 /// A program and the whole world it will see.
 pub struct Program {
-    /// Directory that becomes `/`, read-only. It must contain an empty directory `proc`.
+    /// Directory that becomes `/`, read-only. For a program with a `/proc` it must contain an
+    /// empty directory of this name.
     pub root: PathBuf,
     /// The keeper (`panda-keeper`), a path in that directory. It becomes process 1, without any
     /// descriptor or environment, and stays until the program and all its forks are gone.
@@ -42,10 +43,24 @@ pub struct Program {
     pub descriptors: Vec<Arc<OwnedFd>>,
     /// Resource limits.
     pub rlimits: Rlimits,
+    /// What it may reach by a path.
+    pub confine: Confine,
     /// System calls it may not make.
     pub filter: Arc<Filter>,
     /// Joined by the program before it starts. The keeper, which may stay longer, is not in it.
     pub cgroup: Option<Arc<Cgroup>>,
+}
+
+/// What a program may reach by a path, in the directory that is its root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confine {
+    /// Everything in there, and a `/proc` that shows it itself: QEMU opens its firmware, and
+    /// inherited descriptors by their names.
+    Root,
+    /// Nothing but the keeper and the program, in order to execute them, as far as the kernel has
+    /// Landlock ([`crate::Level`] says whether it has). There is no `/proc`, so a keeper cannot
+    /// give a copy its ids: see [`crate::give_ids`].
+    Programs,
 }
 
 /// Resource limits of a jailed process; a core is never dumped.
@@ -67,10 +82,10 @@ pub enum SpawnError {
     /// The kernel refused the process or its namespaces.
     #[error("the kernel refused a process in namespaces of its own")]
     Clone(#[source] io::Error),
-    /// The supervisor could not give the child its ids or control group.
+    /// The supervisor could not give the child its ids, control group or rules.
     #[error("cannot set up {what} of the process")]
     Supervise {
-        /// Ids or control group.
+        /// Ids, control group or rules.
         what: &'static str,
         /// Why.
         #[source]
@@ -104,12 +119,16 @@ pub(crate) fn start(program: Program) -> Result<(Init, Child), SpawnError> {
     let groups = program.cgroup.as_ref().map_or(Ok(Vec::new()), |group| group.join_files());
     let groups =
         groups.map_err(|source| SpawnError::Supervise { what: "the control group", source })?;
+    let rules = program.rules();
+    let rules =
+        rules.map_err(|source| SpawnError::Supervise { what: "Landlock's rules", source })?;
     let sources: Vec<BorrowedFd<'_>> = program
         .descriptors
         .iter()
         .map(|fd| fd.as_fd())
         .chain([theirs.as_fd()])
         .chain(groups.iter().map(AsFd::as_fd))
+        .chain(rules.iter().map(AsFd::as_fd))
         .collect();
     // Sources are lifted above every target, so that placing one overwrites no other.
     let lowest = sources.len() as RawFd;
@@ -130,6 +149,9 @@ pub(crate) fn start(program: Program) -> Result<(Init, Child), SpawnError> {
         _strings: [program.args, program.env],
         sources: lifted.iter().map(AsRawFd::as_raw_fd).collect(),
         given: program.descriptors.len(),
+        groups: groups.len(),
+        ruled: rules.is_some(),
+        proc: program.confine == Confine::Root,
         foreign: link.as_raw_fd(),
         limits: program.rlimits.list(),
         filter: program.filter.program().to_vec(),
@@ -144,6 +166,20 @@ pub(crate) fn start(program: Program) -> Result<(Init, Child), SpawnError> {
             init.end();
             Err(error)
         }
+    }
+}
+
+impl Program {
+    /// Landlock's rules for the program and its keeper, if it is to have some and the kernel can.
+    fn rules(&self) -> io::Result<Option<OwnedFd>> {
+        if self.confine == Confine::Root {
+            return Ok(None);
+        }
+        let outside = |inside: &CString| {
+            let inside = Path::new(OsStr::from_bytes(inside.as_bytes()));
+            self.root.join(inside.strip_prefix("/").unwrap_or(inside))
+        };
+        landlock::only_execute(&[&outside(&self.init), &outside(&self.path)])
     }
 }
 

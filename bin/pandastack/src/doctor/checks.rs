@@ -267,7 +267,16 @@ mod tests {
             root: true,
             qemu: Ok("QEMU emulator version 10".into()),
             kvm: "no /dev/kvm".into(),
-            jail: Level { namespaces: Ok(()), own_uid: true, cgroup: "cgroup-v2" },
+            jail: Level {
+                namespaces: Ok(()),
+                own_uid: true,
+                as_root: false,
+                seccomp: true,
+                landlock: 7,
+                cgroup: "cgroup-v2",
+                bounds_memory: true,
+                bounds_pids: true,
+            },
             missing: Vec::new(),
             data_dir: DataDir {
                 path: "/data".into(),
@@ -310,7 +319,7 @@ mod tests {
     fn a_rootless_host_without_cgroups_is_usable() {
         let found = complaints(|f| {
             f.root = false;
-            f.jail = Level { namespaces: Ok(()), own_uid: false, cgroup: "none" };
+            f.jail = Level { own_uid: false, cgroup: "none", ..f.jail.clone() };
         });
         assert_eq!(found, [("user", Verdict::Note), ("cgroup", Verdict::Note)]);
     }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Arc, Mutex, Weak};
 
-use pandastack_jail::{Cgroup, CgroupLimits, Cgroups, Child, Filter, Program, Rlimits};
+use pandastack_jail::{Cgroup, CgroupLimits, Cgroups, Child, Confine, Filter, Program, Rlimits};
 use pandastack_types::Size;
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
@@ -109,6 +109,7 @@ pub(super) async fn start(
         path: c_string(&path)?,
         descriptors,
         rlimits: Rlimits { file_size: 64 << 30, descriptors: 1024, processes: FAMILY_TASKS },
+        confine: Confine::Root,
         filter: host.filter.clone(),
         cgroup: cgroup.clone(),
     };

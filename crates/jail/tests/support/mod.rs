@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pandastack_fork::{CHILD_FLAGS, KEEPER_FLAGS};
-use pandastack_jail::{Child, Filter, Program, Rlimits, spawn};
+use pandastack_jail::{Child, Confine, Filter, Program, Rlimits, spawn};
 
 /// A directory with nothing but the keeper and the prisoner in it.
 pub fn prison() -> (tempfile::TempDir, PathBuf) {
@@ -34,6 +34,33 @@ fn compile(source: &Path, program: &Path) {
     assert!(rustc.arg(program).arg(source).status().unwrap().success());
 }
 
+/// A directory with the keeper, where forks look for it, and `program` of `tests/programs`.
+pub fn cell(program: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("proc")).unwrap();
+    fs::copy(static_program(program), root.join(program)).unwrap();
+    let keeper = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bin/panda-keeper/src/main.rs");
+    compile(&keeper, &root.join("panda-keeper"));
+    fs::set_permissions(root.join("panda-keeper"), Permissions::from_mode(0o111)).unwrap();
+    fs::set_permissions(&root, Permissions::from_mode(0o755)).unwrap();
+    (dir, root)
+}
+
+/// Builds one of the static programs, which use this workspace's crates, with a cargo of its own.
+fn static_program(name: &str) -> PathBuf {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let target_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .args(["build", "--quiet", "--locked", "--package=pandastack-jail", "--target", TARGET])
+        .args(["--example", name, "--target-dir"])
+        .arg(&target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    assert!(cargo.status().unwrap().success());
+    target_dir.join(TARGET).join("debug/examples").join(name)
+}
+
 pub fn string(text: impl Into<Vec<u8>>) -> CString {
     CString::new(text).unwrap()
 }
@@ -48,6 +75,7 @@ pub fn program(root: &Path, path: &str, descriptors: Vec<Arc<OwnedFd>>) -> Progr
         env: Vec::new(),
         descriptors,
         rlimits: Rlimits { file_size: 1 << 20, descriptors: 64, processes: 256 },
+        confine: Confine::Root,
         filter: Arc::new(Filter::machine()),
         cgroup: None,
     }
@@ -62,7 +90,7 @@ pub fn interview(program: impl FnOnce(Vec<Arc<OwnedFd>>) -> Program) -> (Child, 
 }
 
 /// The same of `count` prisoners: the first and its descendants.
-fn interview_all(
+pub fn interview_all(
     count: usize,
     program: impl FnOnce(Vec<Arc<OwnedFd>>) -> Program,
 ) -> (Child, Said, OwnedFd) {

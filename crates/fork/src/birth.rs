@@ -26,13 +26,17 @@
 //! child cannot make a namespace itself (`has_ids`).
 
 use core::cell::UnsafeCell;
+use core::fmt;
 use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst};
+use core::time::Duration;
 
 use libc::c_int;
-use pandastack_fork::{CHILD_FLAGS, KEEPER_FLAGS, Step};
 
-use crate::failure::Failure;
-use crate::{sys, threads};
+use crate::thread::Announced;
+use crate::{CHILD_FLAGS, KEEPER_FLAGS, Step, sys};
+
+/// Number of a descriptor.
+pub type Fd = c_int;
 
 /// The keeper's program, in the directory that is the root of every machine's process.
 const KEEPER: &core::ffi::CStr = c"/panda-keeper";
@@ -41,12 +45,34 @@ const KEEPER: &core::ffi::CStr = c"/panda-keeper";
 const STACK: usize = 16 << 10;
 
 /// Which side of the fork a call has returned on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// The process that was there before; the child's pidfd.
-    Parent(usize),
+    Parent(Fd),
     /// The copy.
     Child,
 }
+
+/// Why there is no child, or none that can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BirthError {
+    /// Where: one of `Keeper`, `Groups`, `Privileges` and `Child`.
+    pub step: Step,
+    /// Why.
+    pub errno: c_int,
+}
+
+impl fmt::Display for BirthError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the process could not be copied: {:?} failed with errno {}",
+            self.step, self.errno
+        )
+    }
+}
+
+impl core::error::Error for BirthError {}
 
 /// What the keeper needs and what it leaves, in memory that it shares with the parent.
 #[repr(C)]
@@ -78,44 +104,62 @@ static BIRTH: Birth = Birth {
     errno: AtomicI32::new(0),
 };
 
-/// Whether the process has ids in its user namespace, without which it cannot be forked. Its
-/// keeper sees to that right after its birth.
+/// Whether the process has ids in its user namespace, without which it cannot be forked. Somebody
+/// sees to that right after its birth.
 pub fn has_ids() -> bool {
     /// What the kernel says of ids that a namespace does not have: `overflowuid`.
     const NOBODY: usize = 65534;
     sys::getuid() != Ok(NOBODY)
 }
 
-/// Forks the process, whose other threads must be parked. The keeper joins the groups behind
-/// `keeper_groups`. Returns twice: here and in the child.
-pub fn fork(keeper_groups: &[usize]) -> Result<Side, Failure> {
+/// Waits until the process has ids, at most for `within`: it may have been forked a moment ago.
+pub fn await_ids(within: Duration) -> Result<(), BirthError> {
+    let within = u64::try_from(within.as_nanos()).unwrap_or(u64::MAX);
+    let deadline = sys::now_ns().saturating_add(within);
+    while !has_ids() {
+        if sys::now_ns() > deadline {
+            return Err(BirthError { step: Step::Keeper, errno: libc::ETIMEDOUT });
+        }
+        let _ = sys::sched_yield();
+    }
+    Ok(())
+}
+
+/// Forks the process. The keeper joins the groups behind `keeper_groups`. Returns twice: here, and
+/// in the child, where the calling thread is the only one and has announced `thread` again. The
+/// child has every capability in its own namespace until it settles.
+///
+/// # Safety
+/// The calling thread is the process's main one. Every other thread has ended, or stands still
+/// until this returns, outside of anything that the child is to use. `thread` is what the calling
+/// thread announced.
+pub unsafe fn fork(keeper_groups: &[Fd], thread: &Announced) -> Result<Side, BirthError> {
     BIRTH.groups.store(keeper_groups.as_ptr() as usize, SeqCst);
     BIRTH.groups_len.store(keeper_groups.len(), SeqCst);
     BIRTH.pidfd.store(-1, SeqCst);
     BIRTH.failed.store(0, SeqCst);
-    let robust = threads::robust_list();
     let top = KEEPER_STACK.0.get() as usize + STACK;
     // SAFETY: the stack is long enough and in nobody's use; the memory that the keeper shares is
     // at rest until it executes its program. In the child this returns 0 on a copy of this stack.
     let keeper = unsafe { give_birth(&BIRTH, top, KEEPER_FLAGS as usize) };
-    let keeper =
-        sys::outcome(keeper).map_err(|errno| Failure { step: Step::Keeper, errno, subject: -1 })?;
+    let keeper = sys::outcome(keeper).map_err(|errno| BirthError { step: Step::Keeper, errno })?;
     if keeper == 0 {
-        threads::set_main(robust);
+        thread.again();
         return Ok(Side::Child);
     }
+    let pidfd = BIRTH.pidfd.load(SeqCst);
     let step = match BIRTH.failed.load(SeqCst) {
-        0 => return Ok(Side::Parent(BIRTH.pidfd.load(SeqCst) as usize)),
+        0 => return Ok(Side::Parent(pidfd)),
         step if step == Step::Groups as i32 => Step::Groups,
         step if step == Step::Privileges as i32 => Step::Privileges,
         step if step == Step::Child as i32 => Step::Child,
         _ => Step::Keeper,
     };
     // The child, if there is one, ended with its namespace.
-    if let Ok(pidfd) = usize::try_from(BIRTH.pidfd.load(SeqCst)) {
+    if let Ok(pidfd) = usize::try_from(pidfd) {
         let _ = sys::close(pidfd);
     }
-    Err(Failure { step, errno: BIRTH.errno.load(SeqCst), subject: -1 })
+    Err(BirthError { step, errno: BIRTH.errno.load(SeqCst) })
 }
 
 /// Clones the keeper and waits for it. Returns its process id in the parent and 0 in the child.
@@ -140,6 +184,26 @@ unsafe extern "C" fn give_birth(birth: &Birth, stack: usize, flags: usize) -> is
         "ret",
         clone = const libc::SYS_clone,
         keep = sym keep,
+    )
+}
+
+/// Continues a function that pushed its registers in the order in which this takes them, and kept
+/// its stack pointer: it returns 0 to its caller.
+///
+/// # Safety
+/// `stack` must be what such a function kept, and its stack must be whole and in nobody's use.
+#[unsafe(naked)]
+pub unsafe extern "C" fn resume(stack: usize) -> ! {
+    core::arch::naked_asm!(
+        "mov rsp, rdi",
+        "xor eax, eax",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret",
     )
 }
 
@@ -170,7 +234,7 @@ fn make_child(birth: &Birth) -> Result<(), (Step, c_int)> {
     // SAFETY: the slice that `fork` was called with, alive as long as its caller stands still.
     let groups = unsafe {
         core::slice::from_raw_parts(
-            birth.groups.load(SeqCst) as *const usize,
+            birth.groups.load(SeqCst) as *const Fd,
             birth.groups_len.load(SeqCst),
         )
     };
@@ -182,15 +246,15 @@ fn make_child(birth: &Birth) -> Result<(), (Step, c_int)> {
     match unsafe { sys::call(libc::SYS_clone, args) } {
         // In the child: returns 0 from `give_birth`, on the copy of the stack it was called on.
         // SAFETY: that stack is whole, because its thread stands still.
-        0 => unsafe { threads::resume(birth.stack.load(SeqCst)) },
+        0 => unsafe { resume(birth.stack.load(SeqCst)) },
         result => sys::outcome(result).map(drop).map_err(|errno| (Step::Child, errno)),
     }
 }
 
 /// In the child, as long as it has one thread: joins its groups, gives up every capability, and
 /// lets itself be read if it is to be.
-pub fn settle(groups: &[usize], readable: bool) -> Result<(), Failure> {
-    let failed = |step| move |errno| Failure { step, errno, subject: -1 };
+pub fn settle(groups: &[Fd], readable: bool) -> Result<(), BirthError> {
+    let failed = |step| move |errno| BirthError { step, errno };
     join(groups).map_err(failed(Step::Groups))?;
     drop_capabilities()
         .and_then(|()| sys::prctl(libc::PR_SET_DUMPABLE as usize, readable.into()))
@@ -200,8 +264,8 @@ pub fn settle(groups: &[usize], readable: bool) -> Result<(), Failure> {
 
 /// Joins cgroups. A process with one thread moves itself: unlike a move by somebody else this
 /// needs no RCU grace period.
-fn join(groups: &[usize]) -> Result<(), c_int> {
-    groups.iter().try_for_each(|&group| sys::write(group, b"0").map(drop))
+fn join(groups: &[Fd]) -> Result<(), c_int> {
+    groups.iter().try_for_each(|&group| sys::write(group as usize, b"0").map(drop))
 }
 
 /// A new user namespace brings every capability in it. A child needs none, so none stays, in no

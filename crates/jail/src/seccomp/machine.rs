@@ -1,4 +1,4 @@
-//! A seccomp filter that denies what a machine's process never needs.
+//! The filter of QEMU: it denies what a machine's process never needs.
 //!
 //! It is in force before the program starts, so it must let the program be executed and load its
 //! libraries. And it is in force in every fork of the program, so it must let a program fork, in
@@ -9,28 +9,16 @@
 //! Forks share a user id, a file system and namespaces other than those of users and processes.
 //! What would let one reach another through these is denied too.
 
-use libc::{BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W};
-use libc::{SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS, sock_filter};
+use libc::{BPF_JEQ, BPF_JSET, SECCOMP_RET_ALLOW};
 use pandastack_fork::{CHILD_FLAGS, KEEPER_FLAGS, PROGRAM_PID};
 
-/// `AUDIT_ARCH_X86_64` of linux/audit.h: EM_X86_64 | 64 bit | little endian.
-const ARCH_X86_64: u32 = 0xc000_003e;
-/// Offsets in `struct seccomp_data`: nr, arch, instruction pointer, six arguments of 64 bits.
-const OFFSET_NR: u32 = 0;
-const OFFSET_ARCH: u32 = 4;
-const OFFSET_ARG0: u32 = 16;
-const OFFSET_ARG0_HIGH: u32 = 20;
-const OFFSET_ARG1: u32 = 24;
-/// `__X32_SYSCALL_BIT`: the second, rarely used table of system calls of x86-64.
-const X32_BIT: u32 = 0x4000_0000;
-/// Every `CLONE_NEW*` flag that clone(2) takes.
-const CLONE_NAMESPACES: u32 = 0x7e02_0000;
+use super::bpf::{answer, jump, load_high, load_low, on, prologue};
+use super::{ABSENT, DENY, Filter};
 
 const ALLOW: u32 = SECCOMP_RET_ALLOW;
-const DENY: u32 = SECCOMP_RET_ERRNO | libc::EPERM as u32;
-/// Says that the call does not exist.
-const ABSENT: u32 = SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-const KILL: u32 = SECCOMP_RET_KILL_PROCESS;
+
+/// Every `CLONE_NEW*` flag that clone(2) takes.
+const CLONE_NAMESPACES: u32 = 0x7e02_0000;
 
 /// `F_SETOWN` and `F_SETOWN_EX` of fcntl(2).
 const OWN_BY_FCNTL: [u32; 2] = [libc::F_SETOWN as u32, 15];
@@ -145,28 +133,16 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_memfd_secret,
 ];
 
-/// A compiled filter. Compile once; installing it in a child allocates nothing.
-pub struct Filter {
-    program: Vec<sock_filter>,
-}
-
 impl Filter {
     /// The filter for a machine's process.
     pub fn machine() -> Self {
-        let mut program = vec![
-            load(OFFSET_ARCH),
-            jump(BPF_JEQ, ARCH_X86_64, 1, 0),
-            answer(KILL),
-            load(OFFSET_NR),
-            jump(BPF_JGE, X32_BIT, 0, 1),
-            answer(KILL),
-        ];
+        let mut program = prologue();
         // clone3 passes its flags by pointer, which a filter cannot read. ENOSYS makes the C
         // library fall back to clone, whose flags can be checked.
         on(&mut program, libc::SYS_clone3, &[answer(ABSENT)]);
         // Threads, keepers and children. The kernel takes the low half of the flags only.
         let clone = [
-            load(OFFSET_ARG0),
+            load_low(0),
             jump(BPF_JEQ, KEEPER_FLAGS, 3, 0),
             jump(BPF_JEQ, CHILD_FLAGS, 2, 0),
             jump(BPF_JSET, CLONE_NAMESPACES, 2, 0),
@@ -178,9 +154,9 @@ impl Filter {
         // Signals to its own threads. Every program has the same number in its own namespace, and
         // in there another number is a keeper or a fork.
         let tgkill = [
-            load(OFFSET_ARG0_HIGH),
+            load_high(0),
             jump(BPF_JEQ, 0, 0, 3),
-            load(OFFSET_ARG0),
+            load_low(0),
             jump(BPF_JEQ, PROGRAM_PID, 0, 1),
             answer(ALLOW),
             answer(DENY),
@@ -190,7 +166,7 @@ impl Filter {
         for (number, commands) in [(libc::SYS_fcntl, OWN_BY_FCNTL), (libc::SYS_ioctl, OWN_BY_IOCTL)]
         {
             let own = [
-                load(OFFSET_ARG1),
+                load_low(1),
                 jump(BPF_JEQ, commands[0], 1, 0),
                 jump(BPF_JEQ, commands[1], 0, 1),
                 answer(DENY),
@@ -204,72 +180,23 @@ impl Filter {
         program.push(answer(ALLOW));
         Self { program }
     }
-
-    /// The instructions, for the kernel.
-    pub(crate) fn program(&self) -> &[sock_filter] {
-        &self.program
-    }
-}
-
-/// Decides the system call `number`, which is in the accumulator, by `body`, which must end with
-/// an answer on every way through it.
-fn on(program: &mut Vec<sock_filter>, number: libc::c_long, body: &[sock_filter]) {
-    program.push(jump(BPF_JEQ, number as u32, 0, body.len() as u8));
-    program.extend_from_slice(body);
-}
-
-fn load(offset: u32) -> sock_filter {
-    sock_filter { code: (BPF_LD | BPF_W | BPF_ABS) as u16, jt: 0, jf: 0, k: offset }
-}
-
-/// Compares the accumulator with `k` and skips `jt` or `jf` instructions.
-fn jump(test: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code: (BPF_JMP | test | BPF_K) as u16, jt, jf, k }
-}
-
-fn answer(action: u32) -> sock_filter {
-    sock_filter { code: (BPF_RET | BPF_K) as u16, jt: 0, jf: 0, k: action }
 }
 
 #[cfg(test)]
 mod tests {
+    use libc::c_long;
+
+    use super::super::Verdict;
+    use super::super::bpf::{ARCH_X86_64, X32_BIT};
     use super::*;
 
-    /// Interprets the few instructions that [`Filter`] emits.
-    fn interpret(program: &[sock_filter], arch: u32, nr: u32, args: [u64; 2]) -> u32 {
-        let (mut accumulator, mut at) = (0u32, 0usize);
-        loop {
-            let op = program[at];
-            at += 1;
-            match u32::from(op.code) {
-                code if code == BPF_LD | BPF_W | BPF_ABS => {
-                    accumulator = match op.k {
-                        OFFSET_ARCH => arch,
-                        OFFSET_NR => nr,
-                        OFFSET_ARG0 => args[0] as u32,
-                        OFFSET_ARG0_HIGH => (args[0] >> 32) as u32,
-                        OFFSET_ARG1 => args[1] as u32,
-                        other => panic!("load of offset {other}"),
-                    }
-                }
-                code if code == BPF_RET | BPF_K => return op.k,
-                code => {
-                    let holds = match code & !(BPF_JMP | BPF_K) {
-                        BPF_JEQ => accumulator == op.k,
-                        BPF_JGE => accumulator >= op.k,
-                        BPF_JSET => accumulator & op.k != 0,
-                        other => panic!("test {other:#x}"),
-                    };
-                    at += usize::from(if holds { op.jt } else { op.jf });
-                }
-            }
-        }
-    }
+    const ALLOW: Verdict = Verdict::Allow;
+    const DENY: Verdict = Verdict::Fail(libc::EPERM);
 
     /// The filter's decisions on a system call with one or two arguments.
-    fn decider(number: libc::c_long) -> impl Fn(u64, u64) -> u32 {
+    fn decider(number: c_long) -> impl Fn(u64, u64) -> Verdict {
         let filter = Filter::machine();
-        move |arg0, arg1| interpret(filter.program(), ARCH_X86_64, number as u32, [arg0, arg1])
+        move |arg0, arg1| filter.decide(number, [arg0, arg1, 0, 0, 0, 0])
     }
 
     #[test]
@@ -344,7 +271,7 @@ mod tests {
 
     #[test]
     fn flags_that_a_filter_cannot_read_are_refused_as_unknown() {
-        assert_eq!(decider(libc::SYS_clone3)(0, 0), ABSENT);
+        assert_eq!(decider(libc::SYS_clone3)(0, 0), Verdict::Fail(libc::ENOSYS));
     }
 
     #[test]
@@ -375,8 +302,8 @@ mod tests {
 
     #[test]
     fn foreign_tables_of_system_calls_kill() {
-        let decide = |arch, nr| interpret(Filter::machine().program(), arch, nr, [0; 2]);
-        assert_eq!(decide(0x4000_0003, libc::SYS_read as u32), KILL);
-        assert_eq!(decide(ARCH_X86_64, X32_BIT | libc::SYS_socket as u32), KILL);
+        let decide = |arch, nr| Filter::machine().decide_in(arch, nr, [0; 6]);
+        assert_eq!(decide(0x4000_0003, libc::SYS_read as u32), Verdict::Kill);
+        assert_eq!(decide(ARCH_X86_64, X32_BIT | libc::SYS_socket as u32), Verdict::Kill);
     }
 }
