@@ -1,0 +1,9 @@
+//! Tests of whole disks.
+
+mod check;
+mod damage;
+pub(super) mod fault;
+mod model;
+mod qemu;
+mod rig;
+mod stack;

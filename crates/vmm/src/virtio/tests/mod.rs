@@ -1,0 +1,10 @@
+//! Devices behind their registers, with good and bad drivers.
+
+mod block;
+mod driver;
+mod hostile;
+mod net;
+mod registers;
+mod rng;
+mod serve;
+mod slot;
