@@ -5,7 +5,7 @@
 //! | modules | are |
 //! | --- | --- |
 //! | `cli`, `status`, `output`, `signals`, `logging`, `terminal`, `progress` | the command line and how we talk to people |
-//! | `serve`, `server`, `workshop`, `api_key` | the server, also inside `run` |
+//! | `serve`, `server`, `workshop`, `engines`, `confinement`, `api_key` | the server, also inside `run` |
 //! | `run`, `sandbox`, `exec`, `attach`, `client`, `config` | the commands that talk to a server |
 //! | `template`, `doctor` | the commands that look at this host |
 #![forbid(unsafe_code)]
@@ -15,8 +15,10 @@ mod attach;
 mod cli;
 mod client;
 mod config;
+mod confinement;
 mod dirs;
 mod doctor;
+mod engines;
 mod exec;
 mod logging;
 mod output;

@@ -4,11 +4,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use pandastack_api::{Api, KeyRing};
 use pandastack_sandbox::{Config, Manager};
 use pandastack_store::Store;
+use pandastack_types::JailLevel;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -21,6 +23,8 @@ use crate::workshop::Workshop;
 pub struct ServerOptions {
     /// Directory of records and machines; one server at a time.
     pub instance_dir: PathBuf,
+    /// How much of the jail machines are in.
+    pub jail: JailLevel,
     /// Whether machines are forked where that is proved to work.
     pub fork: bool,
     /// Parked machines per template.
@@ -29,16 +33,20 @@ pub struct ServerOptions {
     pub max_sandboxes: Option<usize>,
     /// Seconds of life of a sandbox whose creator named none; the domain's default when absent.
     pub default_ttl_seconds: Option<u64>,
+    /// In which a new sandbox must answer; the domain's default when absent.
+    pub ready_timeout: Option<Duration>,
 }
 
 impl ServerOptions {
     fn config(&self) -> Config {
         let defaults = Config::new(self.instance_dir.clone());
         Config {
+            jail: self.jail,
             forking: self.fork,
             pool_size: self.pool,
             max_sandboxes: self.max_sandboxes.unwrap_or(defaults.max_sandboxes),
             default_ttl_seconds: self.default_ttl_seconds.unwrap_or(defaults.default_ttl_seconds),
+            ready_deadline: self.ready_timeout.unwrap_or(defaults.ready_deadline),
             ..defaults
         }
     }

@@ -4,41 +4,43 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use pandastack_engine::Bake;
-use pandastack_engine::qemu::{Parts, QemuEngine};
+use pandastack_engine::{Bake, Engine};
 use pandastack_image::{Catalog, Recipe};
 use pandastack_types::{Size, TemplateName};
 
+use crate::confinement::Confinement;
+use crate::engines::{self, Chosen, MachineArgs};
 use crate::progress::BuildProgress;
 
 /// The guest's `/init`, built together with this program.
 static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/panda-agent"));
 
-/// What a jailed QEMU runs with, built together with this program.
-static PARTS: Parts = Parts {
-    keeper: include_bytes!(concat!(env!("OUT_DIR"), "/panda-keeper")),
-    fork_library: include_bytes!(concat!(env!("OUT_DIR"), "/libpanda_qemu_fork.so")),
-};
-
 /// Engine and templates. Any number of processes may have the same ones open.
 #[derive(Clone)]
 pub struct Workshop {
     /// Runs the machines.
-    pub engine: Arc<QemuEngine>,
+    pub engine: Arc<dyn Engine>,
+    /// Why it is this engine.
+    pub reason: String,
+    /// How far machines are confined.
+    pub confinement: Confinement,
     /// What the machines are copies of.
     pub catalog: Catalog,
 }
 
 impl Workshop {
-    /// Opens the engine and the templates in `data_dir`.
-    pub fn open(data_dir: &Path) -> anyhow::Result<Self> {
-        let engine = QemuEngine::open(&data_dir.join("runtime"), &PARTS).context(
+    /// Opens the engine and the templates in `data_dir`. Refuses a host that cannot confine
+    /// machines as `args` wants it.
+    pub async fn open(data_dir: &Path, args: MachineArgs) -> anyhow::Result<Self> {
+        let confinement = Confinement::find();
+        confinement.permit(args.allow_reduced_jail)?;
+        let chosen = engines::choose(args.engine, &data_dir.join("runtime")).await;
+        let Chosen { engine, reason } = chosen.context(
             "this host cannot run sandboxes yet; `pandastack doctor` says what to do about it",
         )?;
-        let engine = Arc::new(engine);
         let catalog = Catalog::open(&data_dir.join("templates"), engine.clone(), AGENT)
             .context("cannot open the templates")?;
-        Ok(Self { engine, catalog })
+        Ok(Self { engine, reason, confinement, catalog })
     }
 
     /// The recipe behind a template's name or alias.

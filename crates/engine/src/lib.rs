@@ -13,11 +13,25 @@
 //!                          └─────────────────────────── snapshot() ─────────┘───┘
 //! ```
 //!
-//! [`qemu`] implements both for hosts without hardware virtualisation.
+//! [`kvm`] implements both on hardware virtualisation, and [`qemu`] for hosts without it. What
+//! neither owns lies beside them: a machine's disk, its process and that process's end, the files
+//! of bakes, the proof of forks.
 #![forbid(unsafe_code)]
 
 pub mod agent;
+mod disk;
+mod error;
+mod files;
+mod jail_root;
+pub mod kvm;
 mod machine;
+mod process;
+mod proof;
 pub mod qemu;
+mod rehearsal;
+mod sparse;
+mod to_its_end;
+mod tsc;
 
-pub use machine::{Bake, BakeLog, Engine, EngineError, Exit, Forked, GuestImage, Machine, Usage};
+pub use error::EngineError;
+pub use machine::{Bake, BakeLog, Engine, Exit, Forked, GuestImage, Machine, Stages, Usage};

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use pandastack_types::{Isolation, Size};
 
 use crate::agent::AgentClient;
+use crate::error::EngineError;
 
 /// What a guest boots from. All files are read-only and outlive every machine made of them.
 #[derive(Clone, Debug)]
@@ -50,6 +51,9 @@ pub trait Engine: Send + Sync {
     /// `qemu` or `kvm`.
     fn name(&self) -> &'static str;
 
+    /// The program that runs its guests, for people.
+    fn version(&self) -> String;
+
     /// How strong the wall around its machines is.
     fn isolation(&self) -> Isolation;
 
@@ -71,12 +75,22 @@ pub trait Engine: Send + Sync {
     /// empty directory `dir`, which [`Machine::kill`] leaves to the caller to remove.
     async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError>;
 
+    /// Whether a machine is warmer once it has run: translated code is no part of a bake, and a
+    /// machine that is parked or forked should have what tenants run first.
+    fn warms_by_running(&self) -> bool;
+
     /// Proves that machines of this host can be forked, by forking one of `bake` and looking at
     /// both sides: answers, memory, disk. Done once per engine; later calls return the outcome.
     /// `scratch` is an existing empty directory for the files of the proof, which stay the
     /// caller's to remove. An error says why [`Machine::fork`] must not be used.
     async fn prove_fork(&self, _bake: &Bake, _scratch: &Path) -> Result<(), EngineError> {
         Err(EngineError::NoFork("this engine does not fork".into()))
+    }
+
+    /// Reads every file of a bake or snapshot and compares it with what it was when it was made.
+    /// `false` if the engine keeps nothing to compare with. Blocks for as long as reading takes.
+    fn verify(&self, _dir: &Path) -> Result<bool, EngineError> {
+        Ok(false)
     }
 
     /// Ends and removes what the machine whose directory had this name left on the host besides
@@ -96,8 +110,8 @@ pub trait Machine: Send + Sync {
     /// Makes it yield to machines that somebody waits for, or makes it one of those again.
     fn set_background(&self, background: bool);
 
-    /// Lets the vCPUs run.
-    async fn run(&self) -> Result<(), EngineError>;
+    /// Lets the vCPUs run, and says where the time went.
+    async fn run(&self) -> Result<Stages, EngineError>;
 
     /// Stops the vCPUs; memory and devices stay.
     async fn pause(&self) -> Result<(), EngineError>;
@@ -129,6 +143,10 @@ pub trait Machine: Send + Sync {
     fn usage(&self) -> Option<Usage>;
 }
 
+/// Steps of an operation in their order, with the time that each took. They add up to the whole, as
+/// far as it was measured; an engine that measures nothing has none.
+pub type Stages = Vec<(String, Duration)>;
+
 /// Copies of a machine.
 #[derive(Default)]
 pub struct Forked {
@@ -136,6 +154,8 @@ pub struct Forked {
     pub machines: Vec<Box<dyn Machine>>,
     /// How long the original stood still.
     pub pause: Duration,
+    /// The steps up to the first copy.
+    pub stages: Stages,
 }
 
 /// How a machine ended.
@@ -164,46 +184,4 @@ pub struct Usage {
     pub vsz_bytes: u64,
     /// Threads.
     pub threads: u64,
-}
-
-/// What can go wrong with a machine.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// A program or file of the host that the engine needs is missing or unusable.
-    #[error("{what} is missing or unusable on this host: {hint}")]
-    Host {
-        /// What is missing.
-        what: String,
-        /// What to do about it.
-        hint: String,
-    },
-    /// A file operation failed.
-    #[error("cannot {action} {path}")]
-    File {
-        /// Verb, such as `create`.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The machine's process could not be started.
-    #[error("cannot start the machine")]
-    Spawn(#[source] std::io::Error),
-    /// The machine's control channel failed or answered an error.
-    #[error("the machine's monitor failed: {0}")]
-    Monitor(String),
-    /// The machine ended while it was being worked on.
-    #[error("the machine ended: {0}")]
-    Ended(String),
-    /// Something took longer than its deadline.
-    #[error("{0} took too long")]
-    Deadline(&'static str),
-    /// Machines cannot be forked here.
-    #[error("machines cannot be forked: {0}")]
-    NoFork(String),
-    /// The guest's agent did not answer as it should.
-    #[error("the guest agent failed")]
-    Agent(#[from] crate::agent::AgentError),
 }

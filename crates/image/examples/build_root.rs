@@ -67,6 +67,14 @@ impl Engine for NoEngine {
         "none"
     }
 
+    fn version(&self) -> String {
+        "none".to_owned()
+    }
+
+    fn warms_by_running(&self) -> bool {
+        true
+    }
+
     fn isolation(&self) -> Isolation {
         Isolation::Emulated
     }

@@ -151,8 +151,9 @@ pub(crate) fn disk_bytes(path: &Path) -> u64 {
     own + inner.map(|entry| disk_bytes(&entry.path())).sum::<u64>()
 }
 
-/// Makes files read-only and flushes everything below `dir`. Directories stay writable for
-/// their owner, or nothing in them could ever be removed.
+/// Makes files read-only and flushes everything below `dir`. Nobody gets to read what they could
+/// not read before: a bake is the memory of a machine. Directories stay writable for their owner,
+/// or nothing in them could ever be removed.
 fn settle(dir: &Path) -> Result<(), ImageError> {
     let entries = fs::read_dir(dir).map_err(ImageError::file("list", dir))?;
     for entry in entries {
@@ -161,12 +162,16 @@ fn settle(dir: &Path) -> Result<(), ImageError> {
         if fs::symlink_metadata(&path).map_err(failed)?.is_dir() {
             settle(&path)?;
         } else {
-            fs::set_permissions(&path, Permissions::from_mode(0o444)).map_err(failed)?;
+            let mode = fs::metadata(&path).map_err(failed)?.mode() & 0o444;
+            fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(failed)?;
             sync(&path)?;
         }
     }
-    fs::set_permissions(dir, Permissions::from_mode(0o755))
-        .map_err(ImageError::file("publish", dir))?;
+    let publish = || {
+        let mode = fs::metadata(dir)?.mode() & 0o755;
+        fs::set_permissions(dir, Permissions::from_mode(mode))
+    };
+    publish().map_err(ImageError::file("publish", dir))?;
     sync(dir)
 }
 
@@ -185,12 +190,16 @@ mod tests {
         let staging = shelf.tmp().join("staging");
         fs::create_dir_all(staging.join("modules")).unwrap();
         fs::write(staging.join("modules/a"), "a").unwrap();
+        fs::write(staging.join("secret"), "b").unwrap();
+        fs::set_permissions(staging.join("secret"), Permissions::from_mode(0o600)).unwrap();
         assert_eq!(shelf.manifest::<u32>(Kind::Root, "k").unwrap(), None);
         shelf.publish(&staging, Kind::Root, "k", &7).unwrap();
         assert_eq!(shelf.manifest(Kind::Root, "k").unwrap(), Some(7));
         assert!(!staging.exists());
         let file = shelf.path(Kind::Root, "k").join("modules/a");
         assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o444);
+        let secret = shelf.path(Kind::Root, "k").join("secret");
+        assert_eq!(secret.metadata().unwrap().mode() & 0o777, 0o400);
 
         assert_eq!(shelf.keys(Kind::Root).unwrap(), ["k"]);
         assert!(shelf.remove(Kind::Root, "k").unwrap() > 0);

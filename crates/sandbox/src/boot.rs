@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   fresh:   restore ─▶ run ─▶ resume(identity)            a sandbox
-//!   ahead:   restore ─▶ run ─▶ warm-up ─▶ pause ─▶ (pool)  nobody's: parked, or a zygote
+//!   ahead:   restore [─▶ run ─▶ warm-up ─▶ pause] ─▶ (pool)  nobody's: parked, or a zygote;
+//!                                                          runs if that warms it
 //!   parked:             (pool) ─▶ run ─▶ resume(identity)  a sandbox
 //!   zygote:  (pool) ─▶ fork ─▶ run ─▶ resume(identity)     a sandbox
 //!   child:  sandbox ─▶ fork ─▶ run ─▶ resume(identity)     a sandbox
@@ -164,7 +165,8 @@ pub(crate) async fn adopt(
     timeout(deadline, ready).await.unwrap_or(Err(CreateError::NotReady(deadline)))
 }
 
-/// Restores a machine, lets it do what tenants do first, and stops it again.
+/// Restores a machine, and, where that warms it, lets it do what tenants do first and stops it
+/// again.
 pub(crate) async fn park(
     engine: &dyn Engine,
     machines: &Path,
@@ -172,6 +174,9 @@ pub(crate) async fn park(
     deadline: Duration,
 ) -> Result<Housed, CreateError> {
     let housed = restore(engine, machines, bake, new_name()).await?;
+    if !engine.warms_by_running() {
+        return Ok(housed);
+    }
     housed.machine.set_background(true);
     let warm = warm_up(&*housed.machine, &bake.image.warm_up, deadline).await;
     if let Err(error) = warm {

@@ -1,13 +1,17 @@
-//! What an operator may set.
+//! What an operator may set, and what of the host is known beforehand.
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+use pandastack_types::JailLevel;
 
 /// Limits and places of one server.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Directory of this server's running state; two servers cannot share one.
     pub instance_dir: PathBuf,
+    /// How much of the jail this host gives machines.
+    pub jail: JailLevel,
     /// Most sandboxes at a time.
     pub max_sandboxes: usize,
     /// Host memory in MiB that creating a sandbox must leave available.
@@ -46,6 +50,7 @@ impl Config {
         let cpus = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             instance_dir,
+            jail: JailLevel::default(),
             max_sandboxes: 64,
             memory_reserve_mb: 512,
             memory_estimate_percent: 25,

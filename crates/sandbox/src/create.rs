@@ -52,6 +52,7 @@ impl Manager {
             created_at: OffsetDateTime::now_utc(),
             engine: core.engine.name(),
             isolation: core.engine.isolation(),
+            jail: core.config.jail,
             ancestor,
             from_snapshot: request.from_snapshot,
         };

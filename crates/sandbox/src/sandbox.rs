@@ -10,8 +10,8 @@ use pandastack_engine::agent::AgentClient;
 use pandastack_engine::{Bake, Machine};
 use pandastack_proto::Token;
 use pandastack_types::{
-    Egress, EndReason, Isolation, Lifecycle, Metrics, SandboxId, SandboxView, Size, SnapshotId,
-    State, TemplateName,
+    Egress, EndReason, Isolation, JailLevel, Lifecycle, Metrics, SandboxId, SandboxView, Size,
+    SnapshotId, State, TemplateName,
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -40,6 +40,7 @@ pub(crate) struct Birth {
     pub(crate) created_at: OffsetDateTime,
     pub(crate) engine: &'static str,
     pub(crate) isolation: Isolation,
+    pub(crate) jail: JailLevel,
     /// The template's bake that it goes back to, directly or through parents and snapshots. No
     /// tenant ever had a hand in it.
     pub(crate) ancestor: Arc<Bake>,
@@ -147,6 +148,7 @@ impl Sandbox {
             ttl_seconds: limits.ttl_seconds,
             engine: birth.engine.to_owned(),
             isolation: birth.isolation,
+            jail: birth.jail,
             egress: Egress::None,
             end_reason: status.reason,
         }

@@ -19,8 +19,8 @@ pub use fork::{ForkFailure, ForkView};
 pub use id::{InvalidName, SandboxId, SnapshotId, TemplateName};
 pub use lifecycle::{EndReason, IllegalTransition, State};
 pub use sandbox::{
-    Egress, ExecOutput, ExecRequest, FileEntry, Isolation, Lifecycle, Metrics, SandboxSpec,
-    SandboxView,
+    Egress, ExecOutput, ExecRequest, FileEntry, Isolation, JailLevel, Lifecycle, Metrics,
+    SandboxSpec, SandboxView,
 };
 pub use size::{InvalidSize, Size};
 pub use snapshot::{SnapshotList, SnapshotView};

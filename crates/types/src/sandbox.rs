@@ -43,6 +43,27 @@ impl Isolation {
     }
 }
 
+/// How much of the jail that is meant for machines this host gives them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JailLevel {
+    /// All of it.
+    Full,
+    /// Not all of it, which the operator has allowed. `doctor` says what is missing.
+    #[default]
+    Reduced,
+}
+
+impl JailLevel {
+    /// The label shown in every object.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JailLevel::Full => "full",
+            JailLevel::Reduced => "reduced",
+        }
+    }
+}
+
 /// What a sandbox may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,6 +105,10 @@ pub struct SandboxView {
     pub engine: String,
     /// How strong its wall is.
     pub isolation: Isolation,
+    /// How much of the jail its machine's process is in. A server that does not say is not
+    /// believed to have all of it.
+    #[serde(default)]
+    pub jail: JailLevel,
     /// What it may reach.
     pub egress: Egress,
     /// Why it ended, once it did.

@@ -1,9 +1,11 @@
 //! What the facts mean: pure judgement, so that every verdict can be tested.
 
+use pandastack_types::{Isolation, JailLevel};
 use serde::Serialize;
 
 use super::facts::Facts;
 use super::fork::Fork;
+use crate::engines::{EngineChoice, Kvm};
 
 /// A template and its bakes need this much; less is missing.
 const NEEDED_DISK: u64 = 2 << 30;
@@ -63,13 +65,11 @@ impl Check {
 /// Judges everything, in the order in which it is read.
 pub fn judge(facts: &Facts) -> Vec<Check> {
     vec![
-        Check::ok("engine", format!("qemu, the only one of this release; kvm: {}", facts.kvm)),
+        engine(facts),
+        kvm(facts),
         qemu(facts),
-        Check::ok(
-            "isolation",
-            "emulated: QEMU runs the guest's instructions, and the jail below is the wall",
-        ),
-        namespaces(facts),
+        isolation(facts),
+        jail(facts),
         fork(facts),
         own_uid(facts),
         cgroup(facts),
@@ -82,24 +82,82 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
     ]
 }
 
-fn qemu(facts: &Facts) -> Check {
-    match &facts.qemu {
-        Ok(version) => Check::ok("qemu", version.as_str()),
-        Err(why) => Check::missing("qemu", why.as_str(), apt_line(&["qemu-system-x86"])),
+fn engine(facts: &Facts) -> Check {
+    let (name, _) = facts.engine();
+    Check::ok(
+        "engine",
+        match facts.wanted {
+            EngineChoice::Auto if name == "kvm" => "kvm: it is proved to work here",
+            EngineChoice::Auto => "qemu: kvm does not work here",
+            EngineChoice::Kvm => "kvm: asked for",
+            EngineChoice::Qemu => "qemu: asked for",
+        },
+    )
+}
+
+fn kvm(facts: &Facts) -> Check {
+    let found = &facts.kvm_found;
+    match &facts.kvm {
+        Kvm::Proved(took) => Check::ok(
+            "kvm",
+            format!("{found}; proved in {} ms: a guest ran and answered", took.as_millis()),
+        ),
+        Kvm::Refused(_) if facts.wanted == EngineChoice::Qemu => {
+            Check::ok("kvm", format!("{found}; not tried: another engine was asked for"))
+        }
+        Kvm::Refused(why) => {
+            let fix = "run on a machine with hardware virtualisation, its /dev/kvm open to \
+                       this user; else sandboxes are emulated";
+            if facts.wanted == EngineChoice::Kvm {
+                Check::missing("kvm", why.as_str(), fix)
+            } else {
+                Check::note("kvm", why.as_str(), fix)
+            }
+        }
     }
 }
 
-fn namespaces(facts: &Facts) -> Check {
-    match &facts.jail.namespaces {
-        Ok(()) => Check::ok(
-            "jail",
-            "user, mount, pid, network, ipc, uts and cgroup namespaces; seccomp; no capabilities",
-        ),
-        Err(why) => Check::missing(
+fn qemu(facts: &Facts) -> Check {
+    match (&facts.qemu, facts.engine().0) {
+        (Ok(version), _) => Check::ok("qemu", version.as_str()),
+        (Err(_), "kvm") => Check::ok("qemu", "not installed, and not needed: the engine is kvm"),
+        (Err(why), _) => Check::missing("qemu", why.as_str(), apt_line(&["qemu-system-x86"])),
+    }
+}
+
+fn isolation(facts: &Facts) -> Check {
+    Check::ok(
+        "isolation",
+        match facts.engine().1 {
+            Isolation::Hardware => "hardware: the processor keeps the guest in",
+            Isolation::Emulated => {
+                "emulated: QEMU runs the guest's instructions, and the jail below is the wall"
+            }
+        },
+    )
+}
+
+fn jail(facts: &Facts) -> Check {
+    let jail = &facts.jail;
+    if let Err(why) = &jail.level.namespaces {
+        return Check::missing(
             "jail",
             format!("no namespaces: {why}"),
             "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, \
              kernel.apparmor_restrict_unprivileged_userns=0), or run as root",
+        );
+    }
+    match (jail.grade(), facts.reduced_jail_allowed) {
+        (JailLevel::Full, _) => Check::ok("jail", jail.describe()),
+        (JailLevel::Reduced, true) => Check::note(
+            "jail",
+            jail.describe(),
+            "allowed by --allow-reduced-jail; what is missing is below",
+        ),
+        (JailLevel::Reduced, false) => Check::missing(
+            "jail",
+            jail.describe(),
+            "mend what is missing, or run with --allow-reduced-jail",
         ),
     }
 }
@@ -126,7 +184,7 @@ fn fork(facts: &Facts) -> Check {
 
 fn own_uid(facts: &Facts) -> Check {
     let who = if facts.root { "root" } else { "rootless" };
-    if facts.jail.own_uid {
+    if facts.jail.level.own_uid {
         Check::ok("user", format!("{who}: each machine has a user id of its own"))
     } else {
         Check::note(
@@ -138,7 +196,7 @@ fn own_uid(facts: &Facts) -> Check {
 }
 
 fn cgroup(facts: &Facts) -> Check {
-    match facts.jail.cgroup {
+    match facts.jail.level.cgroup {
         "none" => Check::note(
             "cgroup",
             "none that we may use: machines are bounded by rlimits only",
@@ -255,28 +313,39 @@ fn apt_line(packages: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use pandastack_image::MissingProgram;
     use pandastack_jail::Level;
 
     use super::super::facts::{DataDir, Memory};
     use super::*;
+    use crate::confinement::Confinement;
+
+    fn level(namespaces: Result<(), String>, own_uid: bool, cgroup: &'static str) -> Confinement {
+        let bounded = cgroup != "none";
+        Confinement::of(Level {
+            namespaces,
+            own_uid,
+            as_root: false,
+            seccomp: true,
+            landlock: 7,
+            cgroup,
+            bounds_memory: bounded,
+            bounds_pids: bounded,
+        })
+    }
 
     fn good() -> Facts {
         Facts {
             kernel: "6.12".into(),
             root: true,
             qemu: Ok("QEMU emulator version 10".into()),
-            kvm: "no /dev/kvm".into(),
-            jail: Level {
-                namespaces: Ok(()),
-                own_uid: true,
-                as_root: false,
-                seccomp: true,
-                landlock: 7,
-                cgroup: "cgroup-v2",
-                bounds_memory: true,
-                bounds_pids: true,
-            },
+            wanted: EngineChoice::Auto,
+            kvm_found: "/dev/kvm with kvm_amd".into(),
+            kvm: Kvm::Proved(Duration::from_millis(20)),
+            jail: level(Ok(()), true, "cgroup-v2"),
+            reduced_jail_allowed: false,
             missing: Vec::new(),
             data_dir: DataDir {
                 path: "/data".into(),
@@ -286,7 +355,7 @@ mod tests {
             },
             templates: Ok(vec![("base".into(), true)]),
             memory: Some(Memory { total_mb: 8192, available_mb: 4096 }),
-            fork: Fork::Proved(std::time::Duration::from_secs(1)),
+            fork: Fork::Proved(Duration::from_secs(1)),
             server: None,
         }
     }
@@ -307,8 +376,13 @@ mod tests {
     #[test]
     fn what_is_essential_is_missing() {
         use Verdict::Missing;
-        assert_eq!(complaints(|f| f.qemu = Err("no".into())), [("qemu", Missing)]);
-        assert_eq!(complaints(|f| f.jail.namespaces = Err("no".into())), [("jail", Missing)]);
+        let without_qemu = |f: &mut Facts| {
+            f.qemu = Err("no".into());
+            f.wanted = EngineChoice::Qemu;
+        };
+        assert_eq!(complaints(without_qemu), [("qemu", Missing)]);
+        let no_jail = level(Err("no".into()), true, "cgroup-v2");
+        assert_eq!(complaints(|f| f.jail = no_jail), [("jail", Missing)]);
         assert_eq!(complaints(|f| f.data_dir.writable = false), [("data dir", Missing)]);
         assert_eq!(complaints(|f| f.data_dir.free = Some(1)), [("data dir", Missing)]);
         let little = Some(Memory { total_mb: 512, available_mb: 100 });
@@ -316,12 +390,39 @@ mod tests {
     }
 
     #[test]
-    fn a_rootless_host_without_cgroups_is_usable() {
-        let found = complaints(|f| {
-            f.root = false;
-            f.jail = Level { own_uid: false, cgroup: "none", ..f.jail.clone() };
-        });
-        assert_eq!(found, [("user", Verdict::Note), ("cgroup", Verdict::Note)]);
+    fn a_rootless_host_without_cgroups_is_usable_if_that_is_allowed() {
+        for (allowed, verdict) in [(true, Verdict::Note), (false, Verdict::Missing)] {
+            let found = complaints(|f| {
+                f.root = false;
+                f.jail = level(Ok(()), false, "none");
+                f.reduced_jail_allowed = allowed;
+            });
+            let notes = [("user", Verdict::Note), ("cgroup", Verdict::Note)];
+            assert_eq!(found[0], ("jail", verdict));
+            assert_eq!(found[1..], notes);
+        }
+    }
+
+    #[test]
+    fn kvm_is_missing_only_where_it_was_asked_for() {
+        let found = |wanted, qemu: Result<&str, &str>| {
+            let without = |f: &mut Facts| {
+                f.wanted = wanted;
+                f.kvm = Kvm::Refused("no /dev/kvm".into());
+                f.qemu = qemu.map(str::to_owned).map_err(str::to_owned);
+            };
+            let mut facts = good();
+            without(&mut facts);
+            (facts.engine().0, complaints(without))
+        };
+        let (note, missing) = (Verdict::Note, Verdict::Missing);
+        assert_eq!(found(EngineChoice::Auto, Ok("10")), ("qemu", vec![("kvm", note)]));
+        let nothing = vec![("kvm", note), ("qemu", missing)];
+        assert_eq!(found(EngineChoice::Auto, Err("no")), ("qemu", nothing));
+        assert_eq!(found(EngineChoice::Kvm, Err("no")), ("kvm", vec![("kvm", missing)]));
+        assert_eq!(found(EngineChoice::Qemu, Ok("10")), ("qemu", vec![]));
+        // Proved, and no QEMU: nothing is missing.
+        assert_eq!(complaints(|f| f.qemu = Err("no".into())), []);
     }
 
     #[test]

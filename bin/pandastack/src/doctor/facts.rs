@@ -1,26 +1,35 @@
-//! What there is to know about this host. Looks, forks a machine to see whether that works, and
-//! leaves nothing behind.
+//! What there is to know about this host. Looks, runs a guest and forks a machine to see whether
+//! that works, and leaves nothing behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pandastack_engine::qemu;
+use pandastack_engine::{kvm, qemu};
 use pandastack_image::MissingProgram;
-use pandastack_jail::Level;
+use pandastack_types::Isolation;
 use rustix::fs::{Access, access, statvfs};
+use uuid::Uuid;
 
 use super::fork::Fork;
 use crate::client::Client;
-use crate::{config, run, template};
+use crate::confinement::Confinement;
+use crate::engines::{EngineChoice, Kvm, MachineArgs};
+use crate::workshop::Workshop;
+use crate::{config, engines, run, template};
 
 /// Facts about this host.
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub kernel: String,
     pub root: bool,
+    /// What was asked for.
+    pub wanted: EngineChoice,
     pub qemu: Result<String, String>,
-    pub kvm: String,
-    pub jail: Level,
+    /// What `/dev/kvm` looks like.
+    pub kvm_found: String,
+    pub kvm: Kvm,
+    pub jail: Confinement,
+    pub reduced_jail_allowed: bool,
     pub missing: Vec<MissingProgram>,
     pub data_dir: DataDir,
     /// Names of all templates, and whether they are built; why they cannot be read, otherwise.
@@ -51,20 +60,67 @@ pub struct Memory {
 
 impl Facts {
     /// Looks at the host.
-    pub async fn gather(data_dir: &Path) -> Self {
-        let probe = qemu::probe();
+    pub async fn gather(data_dir: &Path, args: MachineArgs) -> Self {
+        let trying = if args.engine == EngineChoice::Qemu {
+            Kvm::Refused("not tried: another engine was asked for".into())
+        } else {
+            try_kvm(data_dir).await
+        };
+        let (templates, fork) = templates(data_dir, args).await;
         Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             root: rustix::process::geteuid().is_root(),
-            qemu: probe.qemu,
-            kvm: probe.kvm,
-            jail: pandastack_jail::probe(),
+            wanted: args.engine,
+            qemu: qemu::installed().map_err(|e| e.to_string()),
+            kvm_found: kvm::probe().to_string(),
+            kvm: trying,
+            jail: Confinement::find(),
+            reduced_jail_allowed: args.allow_reduced_jail,
             missing: pandastack_image::missing_programs(),
             data_dir: DataDir::look_at(data_dir),
-            templates: template::built(data_dir).map_err(|error| format!("{error:#}")),
+            templates,
             memory: fs::read_to_string("/proc/meminfo").ok().and_then(|text| Memory::parse(&text)),
-            fork: Fork::find_out(data_dir).await,
+            fork,
             server: server().await,
+        }
+    }
+
+    /// The engine that a server here would have.
+    pub fn engine(&self) -> (&'static str, Isolation) {
+        let proved = matches!(self.kvm, Kvm::Proved(_));
+        match self.wanted {
+            EngineChoice::Kvm => ("kvm", Isolation::Hardware),
+            EngineChoice::Auto if proved => ("kvm", Isolation::Hardware),
+            EngineChoice::Auto | EngineChoice::Qemu => ("qemu", Isolation::Emulated),
+        }
+    }
+}
+
+/// Runs a guest, in a directory that is gone afterwards: a data directory that is not there is not
+/// made for that.
+async fn try_kvm(data_dir: &Path) -> Kvm {
+    let parent = if data_dir.is_dir() { data_dir.to_owned() } else { std::env::temp_dir() };
+    let dir = parent.join(format!("doctor-{}", Uuid::new_v4().simple()));
+    let tried = engines::try_kvm(&dir).await;
+    let _ = fs::remove_dir_all(&dir);
+    tried
+}
+
+/// Which templates are built, and whether their machines can be forked.
+async fn templates(
+    data_dir: &Path,
+    args: MachineArgs,
+) -> (Result<Vec<(String, bool)>, String>, Fork) {
+    if !data_dir.join("templates").is_dir() {
+        return (template::unbuilt().map_err(|e| format!("{e:#}")), Fork::nothing_built());
+    }
+    // What is wrong with the jail is said elsewhere.
+    let args = MachineArgs { allow_reduced_jail: true, ..args };
+    match Workshop::open(data_dir, args).await {
+        Ok(workshop) => (Ok(template::built(&workshop)), Fork::find_out(&workshop, data_dir).await),
+        Err(error) => {
+            let why = format!("{error:#}");
+            (Err(why.clone()), Fork::Untried(why))
         }
     }
 }

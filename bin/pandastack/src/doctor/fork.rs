@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pandastack_engine::{Engine as _, EngineError};
+use pandastack_engine::EngineError;
 
 use crate::run::Instance;
 use crate::workshop::Workshop;
@@ -21,26 +21,27 @@ pub enum Fork {
 }
 
 impl Fork {
+    /// Where no template is built.
+    pub fn nothing_built() -> Self {
+        Self::Untried("no template is built yet".into())
+    }
+
     /// Tries it on the smallest machine that needs no bake first.
-    pub async fn find_out(data_dir: &Path) -> Self {
-        if !data_dir.join("templates").is_dir() {
-            return Self::Untried("no template is built yet".into());
-        }
-        match Self::try_on(data_dir).await {
+    pub async fn find_out(workshop: &Workshop, data_dir: &Path) -> Self {
+        match Self::try_on(workshop, data_dir).await {
             Ok(fork) => fork,
             Err(error) => Self::Untried(format!("{error:#}")),
         }
     }
 
-    async fn try_on(data_dir: &Path) -> anyhow::Result<Self> {
-        let workshop = Workshop::open(data_dir)?;
+    async fn try_on(workshop: &Workshop, data_dir: &Path) -> anyhow::Result<Self> {
         let catalog = &workshop.catalog;
         let baked = catalog.list().into_iter().filter_map(|view| {
             let recipe = catalog.resolve(&view.name)?;
             catalog.baked(recipe, recipe.size())
         });
         let Some(bake) = baked.min_by_key(|bake| bake.size.memory_mb) else {
-            return Ok(Self::Untried("no template is built yet".into()));
+            return Ok(Self::nothing_built());
         };
         let scratch = Instance::create(data_dir)?;
         let begin = Instant::now();

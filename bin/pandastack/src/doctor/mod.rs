@@ -6,10 +6,12 @@ mod fork;
 
 use std::path::PathBuf;
 
+use pandastack_types::{Isolation, JailLevel};
 use serde::Serialize;
 
 use crate::cli::Context;
 use crate::dirs;
+use crate::engines::MachineArgs;
 use crate::output;
 use crate::status::Status;
 use checks::{Check, Verdict};
@@ -29,6 +31,8 @@ pub struct Args {
     /// Where templates and records are kept [default: the system's for root, else the user's]
     #[arg(long, value_name = "DIR", env = "PANDASTACK_DATA_DIR")]
     data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    machines: MachineArgs,
 }
 
 #[derive(Serialize)]
@@ -36,17 +40,19 @@ struct Report {
     /// Whether sandboxes can run here.
     ready: bool,
     engine: &'static str,
-    isolation: &'static str,
+    isolation: Isolation,
+    jail: JailLevel,
     checks: Vec<Check>,
 }
 
 pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     let data_dir = args.data_dir.map_or_else(dirs::default_data_dir, Ok)?;
-    let checks = checks::judge(&Facts::gather(&data_dir).await);
+    let facts = Facts::gather(&data_dir, args.machines).await;
+    let checks = checks::judge(&facts);
     let ready = checks.iter().all(|check| check.verdict != Verdict::Missing);
     if context.json {
-        let isolation = pandastack_types::Isolation::Emulated.as_str();
-        output::json(&Report { ready, engine: "qemu", isolation, checks })?;
+        let (engine, isolation) = facts.engine();
+        output::json(&Report { ready, engine, isolation, jail: facts.jail.grade(), checks })?;
     } else {
         print(&checks, ready)?;
     }

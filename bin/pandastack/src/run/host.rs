@@ -54,7 +54,7 @@ impl Host {
 
     async fn start(args: &Args) -> anyhow::Result<Self> {
         let data_dir = args.data_dir.clone().map_or_else(dirs::default_data_dir, Ok)?;
-        let workshop = Workshop::open(&data_dir)?;
+        let workshop = Workshop::open(&data_dir, args.machines).await?;
         let template: TemplateName = args.template.parse()?;
         let recipe = workshop.recipe(&template)?;
         workshop.ready(recipe, args.cpu, args.memory).await?;
@@ -64,11 +64,13 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen")?;
         let options = ServerOptions {
             instance_dir: instance.path().to_owned(),
+            jail: workshop.confinement.grade(),
             // For one sandbox, making a machine to fork costs more than it saves.
             fork: false,
             pool: 0,
             max_sandboxes: None,
             default_ttl_seconds: None,
+            ready_timeout: None,
         };
         let server = Server::start(&workshop, options, &key, listener)?;
         let client = Client::new(&Endpoint {

@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::attach::Input;
 use crate::cli::Context;
+use crate::engines::MachineArgs;
 use crate::exec::{Options, Outcome, millis, perform};
 use crate::output;
 use crate::sandbox::{CreateArgs, create};
@@ -58,6 +59,8 @@ pub struct Args {
     /// Do not use a running server even if there is one
     #[arg(long)]
     pub local: bool,
+    #[command(flatten)]
+    pub machines: MachineArgs,
     /// Where templates are kept without a server [default: the system's for root, else the user's]
     #[arg(long, value_name = "DIR", env = "PANDASTACK_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
@@ -76,6 +79,7 @@ struct Report {
     template: String,
     engine: String,
     isolation: &'static str,
+    jail: &'static str,
     timings: Timings,
 }
 
@@ -169,6 +173,7 @@ impl Done {
             template: self.view.template.to_string(),
             engine: self.view.engine.clone(),
             isolation: self.view.isolation.as_str(),
+            jail: self.view.jail.as_str(),
             timings,
         }
     }

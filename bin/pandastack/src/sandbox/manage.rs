@@ -154,6 +154,7 @@ pub async fn get(client: &Client, id: &str, context: Context) -> anyhow::Result<
         ["persistent".to_owned(), view.persistent.to_string()],
         ["engine".to_owned(), view.engine],
         ["isolation".to_owned(), view.isolation.as_str().to_owned()],
+        ["jail".to_owned(), view.jail.as_str().to_owned()],
         ["metadata".to_owned(), metadata.join(" ")],
     ];
     output::table(["FIELD", "VALUE"], &rows)?;

@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use pandastack_engine::{Engine, qemu};
-use pandastack_types::Isolation;
+use pandastack_types::{Isolation, JailLevel};
 use serde::Serialize;
 
-use super::{Args, EngineChoice};
+use super::Args;
 use crate::api_key::{ApiKey, Origin};
 use crate::cli::Context;
 use crate::output;
@@ -21,7 +20,10 @@ pub struct Announcement {
     engine_version: String,
     engine_reason: String,
     isolation: Isolation,
-    jail: String,
+    /// How much of the jail machines are in.
+    jail: JailLevel,
+    /// The same with its parts, for people.
+    jail_parts: String,
     pool: usize,
     data_dir: PathBuf,
     /// File with the key, if it is in one.
@@ -39,20 +41,14 @@ impl Announcement {
         data_dir: &Path,
         key: &ApiKey,
     ) -> Self {
-        let probe = qemu::probe();
-        let engine_reason = match args.engine {
-            EngineChoice::Qemu => "asked for".to_owned(),
-            EngineChoice::Auto | EngineChoice::Kvm => {
-                format!("the only engine of this release; kvm: {}", probe.kvm)
-            }
-        };
         Self {
             api_url: server.url().to_owned(),
             engine: workshop.engine.name(),
-            engine_version: workshop.engine.version().to_owned(),
-            engine_reason,
+            engine_version: workshop.engine.version(),
+            engine_reason: workshop.reason.clone(),
             isolation: workshop.engine.isolation(),
-            jail: probe.jail,
+            jail: workshop.confinement.grade(),
+            jail_parts: workshop.confinement.describe(),
             pool: args.pool,
             data_dir: data_dir.to_owned(),
             key_file: match key.origin() {
@@ -80,7 +76,7 @@ impl Announcement {
                 format!("{} ({}): {}", self.engine, self.engine_version, self.engine_reason),
             ),
             ("isolation", format!("{}: {}", self.isolation.as_str(), meaning(self.isolation))),
-            ("jail", self.jail.clone()),
+            ("jail", self.jail_parts.clone()),
             ("pool", format!("{} machines ready per template", self.pool)),
             ("data", self.data_dir.display().to_string()),
             ("API key", self.key.clone()),

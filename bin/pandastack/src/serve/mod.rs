@@ -5,6 +5,7 @@ mod builds;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
@@ -15,6 +16,7 @@ use crate::api_key::ApiKey;
 use crate::cli::Context;
 use crate::config::{self, DEFAULT_LISTEN};
 use crate::dirs;
+use crate::engines::MachineArgs;
 use crate::server::{Server, ServerOptions};
 use crate::signals::Signals;
 use crate::status::Status;
@@ -47,32 +49,29 @@ pub struct Args {
     /// Whether sandboxes are forks of a running machine; off restores each from its file
     #[arg(long, value_enum, env = "PANDASTACK_FORK", default_value_t = ForkChoice::Auto)]
     fork: ForkChoice,
-    /// What runs the guests
-    #[arg(long, value_enum, env = "PANDASTACK_ENGINE", default_value_t = EngineChoice::Auto)]
-    engine: EngineChoice,
+    #[command(flatten)]
+    machines: MachineArgs,
     /// Most sandboxes at a time [default: 64]
     #[arg(long, value_name = "N", env = "PANDASTACK_MAX_SANDBOXES")]
     max_sandboxes: Option<usize>,
     /// Seconds of life of a sandbox that asks for none; 0 for no limit [default: 3600]
     #[arg(long, value_name = "SECONDS", env = "PANDASTACK_DEFAULT_TTL")]
     default_ttl: Option<u64>,
+    /// Seconds in which a new sandbox must answer, or its create fails: more for a slow host
+    /// [default: 10]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "PANDASTACK_READY_TIMEOUT",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    ready_timeout: Option<u64>,
     /// Leave the client configuration of this user alone
     #[arg(long, env = "PANDASTACK_NO_CLIENT_CONFIG", value_parser = FalseyValueParser::new())]
     no_client_config: bool,
     /// Take the API key from this file instead of minting one (PANDASTACK_API_KEY works as well)
     #[arg(long, value_name = "FILE", env = "PANDASTACK_API_KEY_FILE")]
     api_key_file: Option<PathBuf>,
-}
-
-/// Ways to run guests.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EngineChoice {
-    /// The best that this host offers
-    Auto,
-    /// Emulation: works everywhere
-    Qemu,
-    /// Hardware virtualisation
-    Kvm,
 }
 
 /// Ways to make machines.
@@ -86,9 +85,6 @@ pub enum ForkChoice {
 
 pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     let mut signals = Signals::listen()?;
-    if args.engine == EngineChoice::Kvm {
-        bail!("the kvm engine is not in this release; use --engine qemu, or auto");
-    }
     let data_dir = args.data_dir.clone().map_or_else(dirs::default_data_dir, Ok)?;
     let variable = std::env::var("PANDASTACK_API_KEY").ok();
     let explicit = ApiKey::explicit(args.api_key_file.as_deref(), variable)?;
@@ -96,17 +92,19 @@ pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
-    let workshop = Workshop::open(&data_dir)?;
+    let workshop = Workshop::open(&data_dir, args.machines).await?;
     let key = match explicit {
         Some(key) => key,
         None => ApiKey::own(&data_dir.join("api-key"))?,
     };
     let options = ServerOptions {
         instance_dir: data_dir.clone(),
+        jail: workshop.confinement.grade(),
         fork: args.fork == ForkChoice::Auto,
         pool: args.pool,
         max_sandboxes: args.max_sandboxes,
         default_ttl_seconds: args.default_ttl,
+        ready_timeout: args.ready_timeout.map(Duration::from_secs),
     };
     let server = Server::start(&workshop, options, &key, listener)?;
     Announcement::new(&workshop, &server, &args, &data_dir, &key).print(context)?;

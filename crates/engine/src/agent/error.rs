@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use pandastack_proto::{DecodeError, EncodeError, ErrorCode, Failure, WindowError};
 
+use crate::error::tame;
+
 /// An operation of an [`AgentClient`](super::AgentClient) failed.
 ///
 /// [`Closed`](AgentError::Closed) and [`Protocol`](AgentError::Protocol) are the end of the
@@ -79,10 +81,4 @@ impl From<EncodeError> for AgentError {
     fn from(EncodeError::TooLong: EncodeError) -> Self {
         Self::TooLarge { what: "request", limit: pandastack_proto::MAX_PAYLOAD }
     }
-}
-
-/// Text of a guest, made fit for a log line.
-pub(super) fn tame(text: &str) -> String {
-    const MAX_CHARS: usize = 512;
-    text.chars().take(MAX_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -30,6 +30,7 @@ pub use pandastack_proto::{
     DirEntry, ErrorCode, ExecSpec, ExecStatus, FileKind, ResumeAck, Stats, Token,
 };
 
+use crate::error::tame;
 use connection::{Link, Phase};
 use stream::{Event, Handle};
 
@@ -83,7 +84,7 @@ impl AgentClient {
             timeout(deadline, greeted).await.map_err(|_| AgentError::Deadline(deadline))?;
         match greeted.as_deref() {
             Ok(Phase::Open(welcome)) => {
-                Ok(AgentInfo { init: welcome.init, kernel: error::tame(&welcome.kernel) })
+                Ok(AgentInfo { init: welcome.init, kernel: tame(&welcome.kernel) })
             }
             Ok(Phase::Ended(reason)) => Err(reason.clone()),
             Ok(Phase::Greeting) | Err(_) => Err(AgentError::Closed),

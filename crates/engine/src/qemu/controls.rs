@@ -1,10 +1,5 @@
 //! What is done to a machine as a whole: running, pausing, copying. One thing at a time, each to
-//! its end.
-//!
-//! Whoever asks may stop waiting at any moment: a client that goes away, a deadline. A machine
-//! must not be left standing still by that, nor its monitor in the middle of an exchange. So
-//! everything here happens in a task of its own; what it made for nobody is dropped, which ends
-//! it.
+//! its end, whether or not anybody keeps waiting for it ([`to_its_end`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +11,7 @@ use super::fork::{self, Body, Cradle, Family};
 use super::machine::QemuMachine;
 use super::qmp::Qmp;
 use crate::agent::AgentClient;
+use crate::to_its_end::to_its_end;
 use crate::{EngineError, Forked, Machine};
 
 /// One machine, as far as it can be controlled.
@@ -42,7 +38,7 @@ impl Controls {
     pub async fn fork(self: Arc<Self>, dirs: Vec<PathBuf>) -> Result<Forked, EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
-            let bytes = body.disk.bytes();
+            let bytes = body.disk.layers().bytes();
             let cradles = dirs.iter().map(|dir| Cradle::make(&self.family, dir, bytes));
             let mut cradles = cradles.collect::<Result<Vec<_>, _>>()?.into_iter();
             let Some(first) = cradles.next() else { return Ok(Forked::default()) };
@@ -58,7 +54,7 @@ impl Controls {
                 Ok(Box::new(copy) as _)
             };
             let machines = copies.into_iter().map(adopt).collect::<Result<_, EngineError>>()?;
-            Ok(Forked { machines, pause })
+            Ok(Forked { machines, pause, ..Forked::default() })
         })
         .await
     }
@@ -71,7 +67,8 @@ impl Controls {
     ) -> Result<(), EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
-            let cradle = Cradle::make(&self.family, &scratch, body.disk.bytes())?.readable();
+            let cradle =
+                Cradle::make(&self.family, &scratch, body.disk.layers().bytes())?.readable();
             let (copy, pause) = body.fork(&self.family, &self.qmp, cradle).await?;
             drop(body);
             tracing::debug!(?pause, "copied for a snapshot");
@@ -80,35 +77,5 @@ impl Controls {
             saved
         })
         .await
-    }
-}
-
-/// Runs `work` whether or not the caller keeps waiting.
-async fn to_its_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
-) -> Result<T, EngineError> {
-    let done = tokio::spawn(work).await;
-    done.unwrap_or_else(|gone| Err(EngineError::Ended(gone.to_string())))
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::sync::oneshot;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn what_was_begun_ends_although_nobody_waits() {
-        let (go, wait) = oneshot::channel::<()>();
-        let (done, seen) = oneshot::channel::<()>();
-        let work = to_its_end(async move {
-            let _ = wait.await;
-            let _ = done.send(());
-            Ok(())
-        });
-        let impatient = tokio::time::timeout(std::time::Duration::from_millis(1), work).await;
-        assert!(impatient.is_err());
-        go.send(()).unwrap();
-        seen.await.unwrap();
     }
 }

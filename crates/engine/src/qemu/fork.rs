@@ -14,7 +14,7 @@
 //! A snapshot is a copy that never runs: it holds memory and devices of its instant still while
 //! they are written out.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -27,12 +27,13 @@ use serde_json::Value;
 
 use super::channels::{self, Identities, identity};
 use super::control::Control;
-use super::disk::{self, Disk};
-use super::process::{Channels, Host, Process};
+use super::disk::{self, QemuDisk};
+use super::process::{Channels, Emulator, Host};
 use super::qmp::Qmp;
-use super::runtime::file_error;
-use super::{DIFF, MACHINE_PID, MEMORY, STATE, bake, memory};
-use crate::{Bake, EngineError};
+use super::{bake, memory};
+use crate::error::file_error;
+use crate::files::{self, DIFF, MEMORY, STATE};
+use crate::{Bake, EngineError, sparse};
 
 /// What the machines of one bake have in common.
 pub(super) struct Family {
@@ -48,7 +49,7 @@ pub(super) struct Family {
 pub(super) struct Body {
     pub control: Control,
     pub identities: Identities,
-    pub disk: Disk,
+    pub disk: QemuDisk,
     /// Whether its vCPUs run.
     pub running: bool,
 }
@@ -91,11 +92,12 @@ impl Body {
         for (file, with) in self.identities.into_iter().chain([self.disk.top()]).zip(0..) {
             fits &= request.add_replace(file, with);
         }
-        for (file, descriptor) in self.disk.fresh() {
-            fits &= request.add_freeze(file, attached.len() as u8);
-            attached.push(descriptor.as_fd());
+        for file in self.disk.fresh() {
+            let id = identity(file).map_err(EngineError::Spawn)?;
+            fits &= request.add_freeze(id, attached.len() as u8);
+            attached.push(file.as_fd());
         }
-        let below = self.disk.below().map(|(file, _)| file);
+        let below = identities(self.disk.below())?;
         for file in family.common.iter().copied().chain(below) {
             fits &= request.add_keep(file);
         }
@@ -113,15 +115,14 @@ impl Body {
         tracing::debug!(dir = %cradle.dir.display(), ?steps, "forked");
         let child = Child::from_pidfd(pidfd).map_err(EngineError::Spawn)?;
         // From here on dropping it kills the child.
-        let mut process = Process::forked(child, cradle.channels, cradle.identities, cradle.group);
+        let mut emulator =
+            Emulator::forked(child, cradle.channels, cradle.identities, cradle.group);
         let gone = || EngineError::Ended("its control socket was taken".into());
-        let control = process.control.take().ok_or_else(gone)?;
+        let control = emulator.control.take().ok_or_else(gone)?;
         let disk = self.disk.fork(&cradle.dir, cradle.top.0)?;
         let body = Body { control, identities: cradle.identities, disk, running: false };
-        let pid_file = cradle.dir.join(MACHINE_PID);
-        fs::write(&pid_file, process.pid().to_string())
-            .map_err(|e| file_error("write", &pid_file, e))?;
-        Ok(Copy { process, body })
+        files::note_pid(&cradle.dir, emulator.process.pid())?;
+        Ok(Copy { emulator, body })
     }
 }
 
@@ -145,10 +146,9 @@ pub(super) struct Cradle {
 impl Cradle {
     /// Makes ready for a machine in the existing empty directory `dir`, with a disk of `bytes`.
     pub fn make(family: &Family, dir: &Path, bytes: u64) -> Result<Self, EngineError> {
-        let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let (ours, theirs) = channels::open().map_err(EngineError::Spawn)?;
         let identities = theirs.identities().map_err(EngineError::Spawn)?;
-        let group = family.host.group(&name, family.bake.size)?;
+        let group = family.host.group(&files::name_of(dir), family.bake.size)?;
         let joins = match &group {
             Some(group) => group.join_files().map_err(EngineError::Spawn)?,
             None => Vec::new(),
@@ -174,7 +174,7 @@ impl Cradle {
 
 /// A new process that stands where its parent stood, with what makes it a machine.
 pub(super) struct Copy {
-    pub process: Process,
+    pub emulator: Emulator,
     pub body: Body,
 }
 
@@ -193,10 +193,11 @@ impl Copy {
 
 /// Writes a copy that stands still into the existing empty directory `out`, as a bake.
 pub(super) async fn save(family: &Family, copy: &Copy, out: &Path) -> Result<(), EngineError> {
-    bake::save_state(&copy.process.qmp, &out.join(STATE)).await?;
-    copy.body.disk.link_into(out)?;
+    bake::save_state(&copy.emulator.qmp, &out.join(STATE)).await?;
+    copy.body.disk.layers().link_into(out)?;
     let previous = share_memory(family, out).await?;
-    let (pid, bytes, diff) = (copy.process.pid(), family.bake.size.memory_bytes(), out.join(DIFF));
+    let (pid, bytes, diff) =
+        (copy.emulator.process.pid(), family.bake.size.memory_bytes(), out.join(DIFF));
     blocking(&diff.clone(), move || memory::diff::save(pid, bytes, previous.as_deref(), &diff))
         .await
         .map(drop)
@@ -207,7 +208,7 @@ pub(super) async fn save(family: &Family, copy: &Copy, out: &Path) -> Result<(),
 async fn share_memory(family: &Family, out: &Path) -> Result<Option<PathBuf>, EngineError> {
     let (base, target) = (family.bake.dir.join(MEMORY), out.join(MEMORY));
     let previous = Some(family.bake.dir.join(DIFF)).filter(|previous| previous.exists());
-    match memory::share(&base, &target) {
+    match sparse::share(&base, &target) {
         Ok(()) => Ok(previous),
         // The snapshot was deleted meanwhile; what it held, diff included, is loaded still.
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -229,6 +230,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Identities of files.
-pub(super) fn identities(files: &[BorrowedFd<'_>]) -> Result<Vec<FileId>, EngineError> {
-    files.iter().map(|file| identity(file).map_err(EngineError::Spawn)).collect()
+pub(super) fn identities<'a>(
+    files: impl IntoIterator<Item = BorrowedFd<'a>>,
+) -> Result<Vec<FileId>, EngineError> {
+    files.into_iter().map(|file| identity(file).map_err(EngineError::Spawn)).collect()
 }

@@ -5,7 +5,7 @@
 //! reads the latter, which takes some 40 ms, most of it QEMU's own start. Translated code is
 //! never part of a bake: what a guest runs first is slow. It is part of a process, though, and a
 //! process can be forked (module `fork`): a machine that is a fork of a warm one is warm, and there
-//! in milliseconds. Whether that works on a host is proved first (module `proof`).
+//! in milliseconds. Whether that works on a host is proved first ([`Engine::prove_fork`]).
 //!
 //! QEMU's authors give no security promise for emulation. The jail is the wall: see
 //! `pandastack_jail`, and the module `runtime` for the only files such a process can see.
@@ -21,58 +21,42 @@ mod host;
 mod machine;
 mod memory;
 mod process;
-mod proof;
-mod qcow2;
 mod qmp;
 mod runtime;
-mod usage;
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use pandastack_jail::{Cgroups, Filter};
 use pandastack_types::{Isolation, Size};
-use tokio::sync::OnceCell;
 
 use self::command::Start;
-use self::disk::Disk;
+use self::disk::QemuDisk;
 use self::fork::{Body, Copy, Family};
 use self::machine::QemuMachine;
 use self::memory::loaded::Loaded;
 use self::process::{Files, Host};
-use self::runtime::{Runtime, file_error};
-use crate::{Bake, BakeLog, Engine, EngineError, GuestImage, Machine};
+use self::runtime::Runtime;
+use crate::error::file_error;
+use crate::files::{self as names, DIFF, MEMORY, STATE};
+use crate::process::OLD_GROUP;
+use crate::proof::Proof;
+use crate::{Bake, BakeLog, Engine, EngineError, GuestImage, Machine, tsc};
 
-pub use self::host::{Probe, probe};
-
-/// File names in a bake's directory.
-const MEMORY: &str = "memory";
-const STATE: &str = "state";
-/// Pages in which a snapshot's memory differs from `memory`.
-const DIFF: &str = "memory.diff";
-const DISK: &str = "disk";
-
-/// File names in a machine's directory.
-const MACHINE_DISK: &str = "disk.qcow2";
-const MACHINE_PID: &str = "pid";
+pub use self::host::installed;
 
 /// Counts in every bake's key; raised when the files of a bake change their meaning.
 const FORMAT: u32 = 2;
-
-/// An empty control group this old belongs to nobody: machines join theirs within milliseconds.
-const OLD_GROUP: Duration = Duration::from_secs(60);
 
 /// The engine. One per server.
 pub struct QemuEngine {
     host: Arc<Host>,
     tsc_khz: u64,
     memories: Loaded,
-    /// Why machines cannot be forked, or nothing if they can.
-    proof: OnceCell<Option<String>>,
+    proof: Proof,
 }
 
 /// Programs that a jailed QEMU runs with, as they are in the file system.
@@ -89,20 +73,15 @@ impl QemuEngine {
     pub fn open(dir: &Path, parts: &Parts) -> Result<Self, EngineError> {
         fs::create_dir_all(dir).map_err(|e| file_error("create", dir, e))?;
         let runtime = Runtime::prepare(dir, parts)?;
-        let tsc_khz = host::stable_tsc_khz(&dir.join("tsc-khz"));
+        let tsc_khz = tsc::stable_khz(&dir.join("tsc-khz"));
         let cgroups = Cgroups::find();
         cgroups.sweep(OLD_GROUP);
         Ok(Self {
             host: Arc::new(Host { runtime, filter: Arc::new(Filter::machine()), cgroups }),
             tsc_khz,
             memories: Loaded::default(),
-            proof: OnceCell::new(),
+            proof: Proof::default(),
         })
-    }
-
-    /// QEMU's version line.
-    pub fn version(&self) -> &str {
-        &self.host.runtime.version
     }
 
     async fn memory(&self, bake: &Bake) -> Result<Arc<OwnedFd>, EngineError> {
@@ -117,6 +96,10 @@ impl QemuEngine {
 impl Engine for QemuEngine {
     fn name(&self) -> &'static str {
         "qemu"
+    }
+
+    fn version(&self) -> String {
+        self.host.runtime.version.clone()
     }
 
     fn isolation(&self) -> Isolation {
@@ -140,6 +123,10 @@ impl Engine for QemuEngine {
         hash.finalize().to_hex()[..32].to_owned()
     }
 
+    fn warms_by_running(&self) -> bool {
+        true
+    }
+
     async fn bake(
         &self,
         image: &GuestImage,
@@ -156,48 +143,36 @@ impl Engine for QemuEngine {
     }
 
     async fn prove_fork(&self, bake: &Bake, scratch: &Path) -> Result<(), EngineError> {
-        let proof = self.proof.get_or_init(|| async {
-            let proved = proof::prove(self, bake, scratch).await;
-            proved.err().map(|error| match error {
-                EngineError::NoFork(why) => why,
-                other => process::ErrorChain(&other).to_string(),
-            })
-        });
-        match proof.await {
-            None => Ok(()),
-            Some(why) => Err(EngineError::NoFork(why.clone())),
-        }
+        self.proof.of(self, bake, scratch).await
     }
 
     async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError> {
         let bytes = u64::from(bake.image.disk_mb) << 20;
-        let (disk, top) = Disk::create(&bake.dir, dir, bytes)?;
+        let (disk, top) = QemuDisk::create(&bake.dir, dir, bytes)?;
         let (base, layers) = disk.descriptors().map_err(EngineError::Spawn)?;
         let memory = self.memory(bake).await?;
-        let root = bake::open(&bake.image.root)?;
+        let root = names::open(&bake.image.root)?;
         let family = Arc::new(Family {
             host: self.host.clone(),
             bake: bake.clone(),
-            common: fork::identities(&[memory.as_fd(), root.as_fd()])?,
+            common: fork::identities([memory.as_fd(), root.as_fd()])?,
             memory: memory.clone(),
         });
         let start = Start::Restore { layers: layers.len() };
-        let rest = [base.into(), bake::open(&bake.dir.join(STATE))?];
+        let rest = [base.into(), names::open(&bake.dir.join(STATE))?];
         let files = Files { memory, root, disk: top, rest, layers };
-        let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut process = process::start(&self.host, &name, bake.size, start, files).await?;
-        let pid_file = dir.join(MACHINE_PID);
+        let name = names::name_of(dir);
+        let mut emulator = process::start(&self.host, &name, bake.size, start, files).await?;
         let restored = async {
-            fs::write(&pid_file, process.pid().to_string())
-                .map_err(|e| file_error("write", &pid_file, e))?;
-            bake::load_state(&mut process).await
+            names::note_pid(dir, emulator.process.pid())?;
+            bake::load_state(&mut emulator).await
         }
         .await;
         let gone = || EngineError::Ended("its control socket was taken".into());
-        let control = process.control.take().ok_or_else(gone)?;
-        let body = Body { control, identities: process.identities, disk, running: false };
+        let control = emulator.control.take().ok_or_else(gone)?;
+        let body = Body { control, identities: emulator.identities, disk, running: false };
         // Adopted in any case: the machine's task also ends and reaps a process that failed.
-        let machine = QemuMachine::adopt(family, Copy { process, body }, None)?;
+        let machine = QemuMachine::adopt(family, Copy { emulator, body }, None)?;
         match restored {
             Ok(()) => Ok(Box::new(machine)),
             Err(error) => {

@@ -10,13 +10,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Parts;
-use crate::EngineError;
+use crate::error::{EngineError, file_error};
+use crate::files::set_mode;
+use crate::jail_root::{self, KEEPER, make_dir};
 
 /// QEMU's name in Debian and most other distributions.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -35,8 +36,6 @@ const PREFIX: &str = "/usr";
 
 /// The library that forks QEMU, in the jail.
 pub(super) const FORK_LIBRARY: &str = "/panda-qemu-fork.so";
-/// The keeper, in the jail: process 1 of every machine's namespace.
-pub(super) const KEEPER: &str = "/panda-keeper";
 
 /// A jail root with QEMU in it.
 #[derive(Clone, Debug)]
@@ -62,9 +61,7 @@ impl Runtime {
         let own = [parts.keeper, parts.fork_library].map(blake3::hash);
         let own = blake3::hash(&own.map(|hash| *hash.as_bytes()).concat());
         let root = dir.join(format!("{digest}-{}", &own.to_hex()[..8]));
-        if !root.is_dir() {
-            publish(dir, &root, &files, parts)?;
-        }
+        jail_root::publish(dir, &root, |staging| stage(staging, &files, parts))?;
         Ok(Self { root, program: program_inside(), version, digest })
     }
 }
@@ -207,46 +204,24 @@ fn digest(files: &BTreeSet<(PathBuf, PathBuf)>) -> Result<String, EngineError> {
     Ok(hash.finalize().to_hex()[..16].to_owned())
 }
 
-/// Copies the files into a temporary directory and renames it: a crash leaves no half a runtime.
-fn publish(
-    dir: &Path,
-    root: &Path,
-    files: &BTreeSet<(PathBuf, PathBuf)>,
-    parts: &Parts,
-) -> Result<(), EngineError> {
-    let staging = dir.join(format!("tmp.{}", std::process::id()));
-    let staged = stage(&staging, files, parts).and_then(|()| match fs::rename(&staging, root) {
-        // Another process published the same directory meanwhile.
-        Err(_) if root.is_dir() => Ok(()),
-        other => other.map_err(|e| file_error("publish", root, e)),
-    });
-    let _ = fs::remove_dir_all(&staging);
-    staged
-}
-
+/// Fills a root that is being made.
 fn stage(
     staging: &Path,
     files: &BTreeSet<(PathBuf, PathBuf)>,
     parts: &Parts,
 ) -> Result<(), EngineError> {
-    let _ = fs::remove_dir_all(staging);
-    make_dir(&staging.join("proc"))?;
     let inside = |path: &Path| staging.join(path.strip_prefix("/").unwrap_or(path));
     let copy = |path: &Path, outside: &Path| {
         let target = inside(path);
         make_dir(target.parent().unwrap_or(staging))?;
         fs::copy(outside, &target).map_err(|e| file_error("copy", outside, e))?;
-        protect(&target, 0o555)
+        set_mode(&target, jail_root::READABLE)
     };
     for (path, outside) in files {
         copy(path, outside)?;
     }
-    for (path, content) in [(KEEPER, parts.keeper), (FORK_LIBRARY, parts.fork_library)] {
-        let target = inside(Path::new(path));
-        fs::write(&target, content).map_err(|e| file_error("write", &target, e))?;
-        // A program that cannot be read makes a process that nobody can look into.
-        protect(&target, if path == KEEPER { 0o111 } else { 0o555 })?;
-    }
+    jail_root::place(staging, KEEPER, parts.keeper, jail_root::UNREADABLE)?;
+    jail_root::place(staging, FORK_LIBRARY, parts.fork_library, jail_root::READABLE)?;
     // What our library needs, QEMU usually brings.
     let text = output(Command::new("ldd").arg(inside(Path::new(FORK_LIBRARY))))?;
     for (path, outside) in libraries(&text)? {
@@ -255,28 +230,6 @@ fn stage(
         }
     }
     Ok(())
-}
-
-fn protect(file: &Path, mode: u32) -> Result<(), EngineError> {
-    fs::set_permissions(file, fs::Permissions::from_mode(mode))
-        .map_err(|e| file_error("protect", file, e))
-}
-
-/// Makes a directory and its parents, open to the jailed user id whatever the umask.
-fn make_dir(dir: &Path) -> Result<(), EngineError> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = dir.parent() {
-        make_dir(parent)?;
-    }
-    fs::create_dir(dir)
-        .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)))
-        .map_err(|e| file_error("create", dir, e))
-}
-
-pub(super) fn file_error(action: &'static str, path: &Path, source: io::Error) -> EngineError {
-    EngineError::File { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]

@@ -26,6 +26,14 @@ impl Engine for FakeEngine {
         "fake"
     }
 
+    fn version(&self) -> String {
+        "none".to_owned()
+    }
+
+    fn warms_by_running(&self) -> bool {
+        true
+    }
+
     fn isolation(&self) -> Isolation {
         Isolation::Emulated
     }

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pandastack_engine::agent::AgentClient;
-use pandastack_engine::{Bake, Engine, EngineError, Exit, Forked, GuestImage, Machine, Usage};
+use pandastack_engine::{
+    Bake, Engine, EngineError, Exit, Forked, GuestImage, Machine, Stages, Usage,
+};
 use pandastack_proto::Token;
 use pandastack_sandbox::{BakeError, Command, Config, Manager, NewSandbox, Template, Templates};
 use pandastack_store::Store;
@@ -131,6 +133,14 @@ impl Engine for FakeEngine {
         "fake"
     }
 
+    fn version(&self) -> String {
+        "none".to_owned()
+    }
+
+    fn warms_by_running(&self) -> bool {
+        true
+    }
+
     fn isolation(&self) -> Isolation {
         Isolation::Emulated
     }
@@ -234,9 +244,9 @@ impl Machine for FakeMachine {
 
     fn set_background(&self, _background: bool) {}
 
-    async fn run(&self) -> Result<(), EngineError> {
+    async fn run(&self) -> Result<Stages, EngineError> {
         self.shared.running.send_replace(true);
-        Ok(())
+        Ok(Stages::new())
     }
 
     async fn pause(&self) -> Result<(), EngineError> {
@@ -263,7 +273,7 @@ impl Machine for FakeMachine {
             Box::new(copy) as Box<dyn Machine>
         };
         let machines = dirs.iter().enumerate().map(copy).collect();
-        Ok(Forked { machines, pause: Duration::from_millis(2) })
+        Ok(Forked { machines, pause: Duration::from_millis(2), ..Forked::default() })
     }
 
     async fn snapshot(&self, scratch: &Path, out: &Path) -> Result<(), EngineError> {

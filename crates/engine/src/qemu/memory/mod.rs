@@ -14,16 +14,16 @@ pub(super) mod diff;
 mod guest;
 pub(super) mod loaded;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
+use rustix::fs::{MemfdFlags, SealFlags};
 
 use self::diff::Diff;
+use crate::sparse::copy_sparse;
 
 /// Bytes of a page. x86-64, the only architecture of this engine, has no other base page.
 const PAGE: u64 = 4096;
@@ -67,65 +67,6 @@ pub(super) fn save(memory: OwnedFd, path: &Path) -> io::Result<()> {
     target.sync_all()
 }
 
-/// Makes `to` another name of `from`, a file that never changes; a copy, holes kept, where the
-/// file system cannot do that.
-pub(super) fn share(from: &Path, to: &Path) -> io::Result<()> {
-    // Not permitted: no links in this file system, or none to files of their owner.
-    let unlinkable = |e: &io::Error| {
-        use ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
-        matches!(e.kind(), CrossesDevices | PermissionDenied | TooManyLinks | Unsupported)
-    };
-    match fs::hard_link(from, to) {
-        Err(e) if unlinkable(&e) => copy(from, to),
-        linked => linked,
-    }
-}
-
-/// Copies a file, holes and mode kept.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let source = File::open(from)?;
-    let metadata = source.metadata()?;
-    let target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    target.set_len(metadata.len())?;
-    copy_sparse(&source, &target)?;
-    target.set_permissions(metadata.permissions())?; // not above: the umask would apply
-    target.sync_all()
-}
-
-/// Copies the allocated parts of `from` to the same places in `to`, leaving out blocks of zeros.
-fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
-    const BLOCK: usize = 64 << 10;
-    let end = from.metadata()?.len();
-    let mut buffer = vec![0u8; BLOCK];
-    let mut at = 0;
-    while let Some((start, stop)) = next_data(from, at, end)? {
-        at = start;
-        while at < stop {
-            let length = BLOCK.min((stop - at) as usize);
-            from.read_exact_at(&mut buffer[..length], at)?;
-            if buffer[..length].iter().any(|&byte| byte != 0) {
-                to.write_all_at(&buffer[..length], at)?;
-            }
-            at += length as u64;
-        }
-    }
-    Ok(())
-}
-
-/// The next allocated range at or after `at`.
-fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
-    if at >= end {
-        return Ok(None);
-    }
-    let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(start) => start,
-        Err(rustix::io::Errno::NXIO) => return Ok(None), // only a hole follows
-        Err(e) => return Err(e.into()),
-    };
-    let stop = rustix::fs::seek(file, SeekFrom::Hole(start))?;
-    Ok(Some((start, stop.min(end))))
-}
-
 /// Cuts `range` into pieces of at most [`BLOCK`] bytes.
 fn blocks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let end = range.end;
@@ -134,7 +75,7 @@ fn blocks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
 
@@ -165,42 +106,6 @@ mod tests {
         let loaded = File::from(load(&path, None).unwrap());
         assert!(loaded.write_all_at(b"x", 0).is_err());
         assert!(loaded.set_len(0).is_err());
-    }
-    #[test]
-    fn a_shared_file_is_the_same_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
-        fs::write(&from, "template").unwrap();
-        share(&from, &to).unwrap();
-        assert_eq!(fs::metadata(&from).unwrap().ino(), fs::metadata(&to).unwrap().ino());
-        assert_eq!(share(&from, &to).unwrap_err().kind(), ErrorKind::AlreadyExists);
-    }
-
-    #[test]
-    fn a_copied_file_keeps_its_contents_its_holes_and_its_mode() {
-        let dir = tempfile::tempdir().unwrap();
-        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
-        let source = File::create_new(&from).unwrap();
-        source.set_len(8 << 20).unwrap();
-        source.write_all_at(b"middle", 4 << 20).unwrap();
-        source.set_permissions(fs::Permissions::from_mode(0o446)).unwrap();
-
-        copy(&from, &to).unwrap();
-        let copied = fs::metadata(&to).unwrap();
-        assert_eq!(copied.mode() & 0o7777, 0o446);
-        assert!(copied.blocks() * 512 < 1 << 20, "{} blocks", copied.blocks());
-        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
-        assert_eq!(copy(&from, &to).unwrap_err().kind(), ErrorKind::AlreadyExists);
-    }
-
-    #[test]
-    fn a_file_is_shared_with_another_file_system() {
-        let [here, there] = [tempfile::tempdir(), tempfile::tempdir_in("/dev/shm")]
-            .map(|dir| dir.expect("a directory"));
-        let [from, to] = [&here, &there].map(|dir| dir.path().join("memory"));
-        fs::write(&from, "template").unwrap();
-        share(&from, &to).unwrap();
-        assert_eq!(fs::read(&to).unwrap(), b"template");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! An empty qcow2 image: the private disk layer that every machine starts with.
 //!
 //! Written here because it is four clusters of almost nothing, and because an image that names
-//! no lower layer can never make QEMU open a file: the layer below is given by descriptor.
+//! no lower layer can never make anybody open a file: the layer below is given by descriptor.
 //! Format: docs/interop/qcow2.txt in QEMU's source, version 3.
 
 use std::fs::File;

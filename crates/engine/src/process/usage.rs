@@ -9,7 +9,7 @@ use crate::Usage;
 const TICK: Duration = Duration::from_millis(10);
 
 /// Reads the usage of a process, or nothing if it is gone.
-pub(super) fn of(pid: u32) -> Option<Usage> {
+pub(crate) fn of(pid: u32) -> Option<Usage> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     parse(&stat, &rollup)

@@ -1,6 +1,6 @@
 //! The proof that machines of this host can be forked.
 //!
-//! Whether a process can be copied depends on QEMU, on the C library, and on what the host lets a
+//! Whether a process can be copied depends on what runs the guest and on what the host lets a
 //! jailed process do. So it is tried, on a machine of a real template, before anybody relies on
 //! it:
 //!
@@ -20,7 +20,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
+
 use crate::agent::{ExecSpec, Identity};
+use crate::error::{ErrorChain, file_error};
 use crate::{Bake, Engine, EngineError, Machine};
 
 /// For everything: about two seconds on an idle host.
@@ -30,12 +33,33 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const MEMORY: &str = "/dev/shm/panda-proof";
 const DISK: &str = "/var/panda-proof";
 
-/// Forks a machine of `bake` and looks at both sides. `scratch` is an existing empty directory.
-pub(super) async fn prove(
-    engine: &dyn Engine,
-    bake: &Bake,
-    scratch: &Path,
-) -> Result<(), EngineError> {
+/// The outcome of the proof, once somebody asked for it.
+#[derive(Default)]
+pub(crate) struct Proof(OnceCell<Option<String>>);
+
+impl Proof {
+    /// Forks a machine of `bake` and looks at both sides, the first time; the same answer ever
+    /// after. `scratch` is an existing empty directory.
+    pub async fn of(
+        &self,
+        engine: &dyn Engine,
+        bake: &Bake,
+        scratch: &Path,
+    ) -> Result<(), EngineError> {
+        let why_not = self.0.get_or_init(|| async {
+            prove(engine, bake, scratch).await.err().map(|error| match error {
+                EngineError::NoFork(why) => why,
+                other => ErrorChain(&other).to_string(),
+            })
+        });
+        match why_not.await {
+            None => Ok(()),
+            Some(why) => Err(EngineError::NoFork(why.clone())),
+        }
+    }
+}
+
+async fn prove(engine: &dyn Engine, bake: &Bake, scratch: &Path) -> Result<(), EngineError> {
     tokio::time::timeout(DEADLINE, prove_here(engine, bake, scratch))
         .await
         .map_err(|_| EngineError::Deadline("the proof of forks"))?
@@ -65,7 +89,7 @@ async fn prove_here(engine: &dyn Engine, bake: &Bake, scratch: &Path) -> Result<
 fn directory(scratch: &Path, name: &str) -> Result<std::path::PathBuf, EngineError> {
     // The name is that of a control group as well: one for each server that proves.
     let dir = scratch.join(format!("{name}-{}", std::process::id()));
-    fs::create_dir(&dir).map_err(|e| super::file_error("create", &dir, e))?;
+    fs::create_dir(&dir).map_err(|e| file_error("create", &dir, e))?;
     Ok(dir)
 }
 
@@ -121,8 +145,9 @@ fn private_files(pid: u32) -> io::Result<BTreeSet<(u64, u64, String)>> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
     let files = entries.flatten().filter_map(|entry| {
         let name = fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
-        // Kernel objects without a name all have one inode; the sealed memory cannot be written.
-        let common = ["/dev/null", "anon_inode:", "/memfd:guest-memory"];
+        // Kernel objects without a name all have one inode; the sealed memory cannot be written;
+        // the device says nothing of those who have it open.
+        let common = ["/dev/null", "/dev/kvm", "anon_inode:", "/memfd:guest-memory"];
         if common.iter().any(|prefix| name.starts_with(prefix)) {
             return None;
         }

@@ -1,0 +1,209 @@
+//! A machine's disk: a stack of read-only layers and one that is its own.
+//!
+//! ```text
+//!   disk (raw, of the template)  ◀─ layer-0 ◀─ layer-1 ◀─ disk.qcow2
+//!   shared by everybody             frozen at a fork or     written by this
+//!                                   snapshot, read-only     machine alone
+//! ```
+//!
+//! A fork of a machine that has written freezes its top layer: the machine's process gets an empty
+//! one to put on it ([`Disk::spare`]), and once it has, the files change their names
+//! ([`Disk::freeze`]). From then on nobody, the machine itself included, has a descriptor through
+//! which the frozen layer could be changed. That takes as long for an empty disk as for a full
+//! one. How a process is told is each engine's own.
+//!
+//! A directory has links to all of its machine's layers, so it needs no other directory to live.
+
+mod ext4;
+mod qcow2;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::error::{EngineError, file_error};
+use crate::{files, sparse};
+
+pub(crate) use self::ext4::make as make_ext4;
+
+/// The lowest layer, in a bake's directory and in a machine's.
+pub(crate) const DISK: &str = "disk";
+
+/// Most layers of a disk. Each costs a machine's process descriptors and a lookup per read of a
+/// block that was written long ago.
+pub(crate) const MAX_LAYERS: usize = 64;
+
+/// The file of a machine's top layer.
+const TOP: &str = "disk.qcow2";
+/// The file of an empty layer that is not in use yet.
+const SPARE: &str = "disk.next";
+
+/// The layers below a machine's own, and where the files are.
+pub(crate) struct Disk {
+    dir: PathBuf,
+    /// Bytes that the guest sees.
+    bytes: u64,
+    base: File,
+    frozen: Vec<File>,
+}
+
+/// Name of a frozen layer's file.
+pub(crate) fn layer_name(index: usize) -> String {
+    format!("layer-{index}")
+}
+
+/// The frozen layers in a directory, lowest first.
+fn layers_in(dir: &Path) -> Vec<PathBuf> {
+    let paths = (0..MAX_LAYERS).map(|index| dir.join(layer_name(index)));
+    paths.take_while(|path| path.exists()).collect()
+}
+
+/// Makes an empty top layer for a disk of `bytes` in the directory of a machine.
+pub(crate) fn new_top(dir: &Path, bytes: u64) -> Result<File, EngineError> {
+    new_layer(&dir.join(TOP), bytes)
+}
+
+fn new_layer(path: &Path, bytes: u64) -> Result<File, EngineError> {
+    qcow2::create(path, bytes).map_err(|e| file_error("create", path, e))
+}
+
+fn share(from: &Path, to: &Path) -> Result<(), EngineError> {
+    sparse::share(from, to).map_err(|e| file_error("link", to, e))
+}
+
+impl Disk {
+    /// A new machine's disk over the layers in `bake`, with its own top layer in `dir`, open for
+    /// writing.
+    pub fn create(bake: &Path, dir: &Path, bytes: u64) -> Result<(Self, File), EngineError> {
+        let base = files::open(&bake.join(DISK))?;
+        let mut frozen = Vec::new();
+        for (index, layer) in layers_in(bake).iter().enumerate() {
+            share(layer, &dir.join(layer_name(index)))?;
+            frozen.push(files::open(layer)?);
+        }
+        share(&bake.join(DISK), &dir.join(DISK))?;
+        let top = new_top(dir, bytes)?;
+        Ok((Self { dir: dir.to_owned(), bytes, base, frozen }, top))
+    }
+
+    /// The same layers for a copy of the machine, whose directory `dir` has a top layer made by
+    /// [`new_top`].
+    pub fn fork(&self, dir: &Path) -> Result<Self, EngineError> {
+        self.link_into(dir)?;
+        let clone = |layer: &File| layer.try_clone().map_err(EngineError::Spawn);
+        let frozen = self.frozen.iter().map(clone).collect::<Result<_, _>>()?;
+        Ok(Self { dir: dir.to_owned(), bytes: self.bytes, base: clone(&self.base)?, frozen })
+    }
+
+    /// Makes the empty layer that is to be put on top, or opens one that was made in vain.
+    pub fn spare(&self) -> Result<File, EngineError> {
+        if self.frozen.len() >= MAX_LAYERS {
+            return Err(EngineError::NoFork(format!(
+                "its disk has {MAX_LAYERS} layers, the most that a disk may have"
+            )));
+        }
+        let path = self.dir.join(SPARE);
+        if path.exists() { files::open_rw(&path) } else { new_layer(&path, self.bytes) }
+    }
+
+    /// The top layer, open for reading: for a process that is to give up writing to it.
+    pub fn open_top(&self) -> Result<File, EngineError> {
+        files::open(&self.dir.join(TOP))
+    }
+
+    /// The process has the spare layer on top: gives the files their new names, and returns what
+    /// was on top so far, open for reading.
+    pub fn freeze(&mut self) -> Result<&File, EngineError> {
+        let (top, next) = (self.dir.join(TOP), self.dir.join(SPARE));
+        let below = self.dir.join(layer_name(self.frozen.len()));
+        fs::rename(&top, &below).map_err(|e| file_error("rename", &top, e))?;
+        fs::rename(&next, &top).map_err(|e| file_error("rename", &next, e))?;
+        Ok(self.frozen.push_mut(files::open(&below)?))
+    }
+
+    /// Whether the guest has written since its top layer was made. Right once the machine stands
+    /// still and its process has written out what it held back.
+    pub fn written(&self) -> Result<bool, EngineError> {
+        let path = self.dir.join(TOP);
+        let length = fs::metadata(&path).map_err(|e| file_error("look at", &path, e))?.len();
+        Ok(length > qcow2::EMPTY_BYTES)
+    }
+
+    /// Makes links to all layers but the top one in another directory.
+    pub fn link_into(&self, dir: &Path) -> Result<(), EngineError> {
+        share(&self.dir.join(DISK), &dir.join(DISK))?;
+        (0..self.frozen.len())
+            .map(layer_name)
+            .try_for_each(|layer| share(&self.dir.join(&layer), &dir.join(&layer)))
+    }
+
+    /// Bytes that the guest sees.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The lowest layer, open for reading.
+    pub fn base(&self) -> &File {
+        &self.base
+    }
+
+    /// The layers between the lowest and the top one, lowest first, open for reading.
+    pub fn frozen(&self) -> &[File] {
+        &self.frozen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn bake() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(DISK), "base").unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_top_layer_is_frozen_once_it_was_written_to() {
+        let (bake, dir) = (bake(), tempfile::tempdir().unwrap());
+        let (mut disk, mut top) = Disk::create(bake.path(), dir.path(), 1 << 30).unwrap();
+        assert!(!disk.written().unwrap());
+        top.set_len(qcow2::EMPTY_BYTES + 1).unwrap();
+        assert!(disk.written().unwrap());
+
+        drop(disk.spare().unwrap());
+        drop(disk.spare().unwrap()); // a fork failed in between
+        assert!(disk.freeze().unwrap().write_all(b"x").is_err(), "it is read-only");
+        top.write_all(b"QFI").unwrap();
+        assert!(!disk.written().unwrap());
+        assert_eq!(disk.frozen().len(), 1);
+        let frozen = fs::metadata(dir.path().join("layer-0")).unwrap();
+        assert_eq!(frozen.len(), qcow2::EMPTY_BYTES + 1);
+    }
+
+    #[test]
+    fn a_copy_needs_no_other_directory() {
+        let (bake, dir, other) =
+            (bake(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut disk, _) = Disk::create(bake.path(), dir.path(), 1 << 30).unwrap();
+        disk.spare().unwrap();
+        disk.freeze().unwrap();
+        new_top(other.path(), disk.bytes()).unwrap();
+        let copy = disk.fork(other.path()).unwrap();
+        drop((bake, dir));
+        assert_eq!(layers_in(other.path()).len(), copy.frozen().len());
+        assert_eq!(fs::read(other.path().join(DISK)).unwrap(), b"base");
+    }
+
+    #[test]
+    fn a_stack_has_an_end() {
+        let (bake, dir) = (bake(), tempfile::tempdir().unwrap());
+        let (mut disk, _) = Disk::create(bake.path(), dir.path(), 1 << 30).unwrap();
+        for _ in 0..MAX_LAYERS {
+            disk.spare().unwrap();
+            disk.freeze().unwrap();
+        }
+        assert!(matches!(disk.spare(), Err(EngineError::NoFork(_))));
+    }
+}

@@ -1,0 +1,34 @@
+//! Starting a machine from a bake.
+
+use std::path::Path;
+
+use pandastack_vmm::control::Role;
+
+use super::client::attach;
+use super::files::Files;
+use super::fork::{Body, Copy};
+use super::monitor::{Host, launch};
+use crate::disk::Disk;
+use crate::{Bake, EngineError, files as names};
+
+/// Restores a machine into the existing empty directory `dir`. It stands still. `group` is the
+/// name of its control group.
+pub(super) async fn restore(
+    host: &Host,
+    bake: &Bake,
+    files: &Files,
+    dir: &Path,
+    group: &str,
+) -> Result<Copy, EngineError> {
+    let bytes = u64::from(bake.image.disk_mb) << 20;
+    let (disk, top) = Disk::create(&bake.dir, dir, bytes)?;
+    let idle = launch(host, group, bake.size).await?;
+    names::note_pid(dir, idle.monitor.process.pid())?;
+    let mut with = files.attached();
+    attach(&mut with, Role::Disk, [disk.base()]);
+    attach(&mut with, Role::Layer, disk.frozen());
+    attach(&mut with, Role::Top, [&top]);
+    let (monitor, agent) = idle.start(host, bake.size, None, with).await?;
+    let body = Body::new(disk, monitor.process.child().clone());
+    Ok(Copy { monitor, agent, body })
+}
