@@ -6,6 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use crate::Sandbox;
+use crate::surroundings::{deadline, seconds};
+
 /// Talks to one server with one key. Each clone has its own connections.
 #[derive(Clone)]
 pub struct Client {
@@ -47,7 +50,7 @@ impl Answer {
 impl Client {
     /// A client of the server at `url`; an empty `key` sends none.
     pub fn new(url: &str, key: &str) -> Self {
-        Self::with_timeout(url, key, Some(Duration::from_secs(400)))
+        Self::with_timeout(url, key, Some(deadline(Duration::from_secs(400))))
     }
 
     /// The same server, for answers that take as long as they take.
@@ -143,106 +146,11 @@ impl Client {
 
     /// Creates a `base` sandbox.
     pub fn base(&self) -> Result<Sandbox> {
-        self.create(&json!({ "template": "base", "ttl_seconds": 600 }))
-    }
-}
-
-/// A sandbox of one client.
-#[derive(Clone)]
-pub struct Sandbox {
-    client: Client,
-    /// Its id.
-    pub id: String,
-    /// What create answered.
-    pub object: Value,
-    /// Stages of the create.
-    pub server_timing: Option<String>,
-}
-
-impl Sandbox {
-    /// `/v1/sandboxes/{id}` and what follows.
-    pub fn path(&self, rest: &str) -> String {
-        format!("/v1/sandboxes/{}{rest}", self.id)
+        self.create(&json!({ "template": "base", "ttl_seconds": seconds(600) }))
     }
 
-    /// Runs a shell line; any answer.
-    pub fn try_exec(&self, cmd: &str, timeout_seconds: u64) -> Result<Answer> {
-        let body = json!({ "cmd": cmd, "timeout_seconds": timeout_seconds });
-        self.client.post(&self.path("/exec"), &body)
+    /// Creates a sandbox of a snapshot.
+    pub fn thaw(&self, snapshot: &str) -> Result<Sandbox> {
+        self.create(&json!({ "from_snapshot": snapshot, "ttl_seconds": seconds(600) }))
     }
-
-    /// Runs a shell line, which must get a result; its object.
-    pub fn exec(&self, cmd: &str) -> Result<Value> {
-        let answer = self.try_exec(cmd, 60)?;
-        if answer.status != 200 {
-            bail!("exec of {cmd:?} answered {} {}", answer.status, answer.text());
-        }
-        Ok(answer.json())
-    }
-
-    /// Runs a shell line that must end with 0; its standard output.
-    pub fn output(&self, cmd: &str) -> Result<String> {
-        let result = self.exec(cmd)?;
-        if result["exit_code"] != json!(0) {
-            bail!("{cmd:?} ended with {result}");
-        }
-        Ok(result["stdout"].as_str().unwrap_or_default().to_owned())
-    }
-
-    /// Forks it; the children in order.
-    pub fn fork(&self, count: usize) -> Result<Vec<Sandbox>> {
-        Ok(self.fork_tree(count)?.children)
-    }
-
-    /// Forks it, with what the server says of it.
-    pub fn fork_tree(&self, count: usize) -> Result<Tree> {
-        let answer = self.client.post(&self.path("/fork-tree"), &json!({ "count": count }))?;
-        if answer.status != 201 {
-            bail!("fork answered {} {}", answer.status, answer.text());
-        }
-        let object = answer.json();
-        let children = object["children"].as_array().cloned().unwrap_or_default();
-        if children.len() != count {
-            bail!("{} of {count} children: {object}", children.len());
-        }
-        let child = |object: Value| {
-            let id = object["id"].as_str().context("a child has an id")?.to_owned();
-            let server_timing = answer.server_timing.clone();
-            Ok(Sandbox { client: self.client.clone(), id, object, server_timing })
-        };
-        let children = children.into_iter().map(child).collect::<Result<_>>()?;
-        Ok(Tree { children, object, server_timing: answer.server_timing.clone() })
-    }
-
-    /// Process id of its machine.
-    pub fn pid(&self) -> Result<u32> {
-        let metrics = self.client.get(&self.path("/metrics"))?.json();
-        Ok(metrics["pid"].as_u64().context("a machine has a process")?.try_into()?)
-    }
-
-    /// Its object as of now.
-    pub fn get(&self) -> Result<Answer> {
-        self.client.get(&self.path(""))
-    }
-
-    /// Ends it.
-    pub fn delete(&self) -> Result<Answer> {
-        self.client.delete(&self.path(""))
-    }
-
-    /// Its status as of now, or the empty string once it is gone.
-    pub fn status(&self) -> Result<String> {
-        Ok(self.get()?.json()["status"].as_str().unwrap_or_default().to_owned())
-    }
-}
-
-/// Children of one fork.
-#[derive(Clone)]
-pub struct Tree {
-    /// In the order of their index.
-    pub children: Vec<Sandbox>,
-    /// What the server answered.
-    pub object: Value,
-    /// Stages of the fork.
-    pub server_timing: Option<String>,
 }

@@ -5,11 +5,21 @@
 //! program and the templates first and says where they are.
 
 mod client;
+mod footprint;
+mod numbers;
 mod process;
+mod random;
+mod sandbox;
 mod server;
 mod stress;
+mod surroundings;
 
-pub use client::{Answer, Client, Sandbox, Tree};
-pub use process::{descendants, machines_below, open_descriptors, wait_until};
-pub use server::{Options, Server, program, shared_data};
+pub use client::{Answer, Client};
+pub use footprint::{Footprint, groups_of};
+pub use numbers::Numbers;
+pub use process::{descendants, is_alive, kill, machines_below, open_descriptors, wait_until};
+pub use random::Random;
+pub use sandbox::{Sandbox, Tree};
+pub use server::{Options, Server};
 pub use stress::Stress;
+pub use surroundings::{deadline, engine, number, program, seconds, shared_data, skip, slowness};

@@ -1,11 +1,18 @@
 //! Looking at processes from outside, and waiting without guessing how long.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Polls until `done` or the deadline; tells whether it was done.
-pub fn wait_until(deadline: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + deadline;
+use anyhow::{Result, ensure};
+
+use crate::surroundings::deadline;
+
+/// Polls until `done` or the deadline, which is that of an ordinary host; tells whether it was
+/// done.
+pub fn wait_until(usual: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + deadline(usual);
+    let pause = deadline(Duration::from_millis(10)).min(Duration::from_millis(200));
     loop {
         if done() {
             return true;
@@ -13,7 +20,7 @@ pub fn wait_until(deadline: Duration, mut done: impl FnMut() -> bool) -> bool {
         if Instant::now() > end {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(pause);
     }
 }
 
@@ -34,6 +41,19 @@ pub fn descendants(pid: u32) -> Vec<u32> {
         next += 1;
     }
     found.split_off(1)
+}
+
+/// Whether a process lives. One that nobody has waited for yet is dead.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// Kills a process; an error if there was none.
+pub fn kill(pid: u32) -> Result<()> {
+    let status = Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+    ensure!(status.success(), "there is no process {pid} to kill");
+    Ok(())
 }
 
 fn parent_of(pid: u32) -> Option<u32> {

@@ -4,13 +4,15 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::process::wait_until;
-use crate::{Client, descendants};
+use crate::surroundings::{engine, program, shared_data};
+use crate::{Client, descendants, seconds};
 
 /// How to start a server.
 #[derive(Clone, Debug, Default)]
@@ -25,29 +27,14 @@ pub struct Options {
     pub data: Option<PathBuf>,
 }
 
-/// A running server. Dropping it kills it; its own directory goes with it.
+/// A running server. Dropping it kills it; its own directory goes with it. One that is dropped
+/// says what it logged: test runners show that of tests that failed.
 pub struct Server {
     child: Child,
     data: PathBuf,
     url: String,
+    ended: bool,
     _own: Option<tempfile::TempDir>,
-}
-
-/// The program under test: `PANDASTACK_BIN`, or the release build of this workspace.
-pub fn program() -> PathBuf {
-    std::env::var_os("PANDASTACK_BIN")
-        .map_or_else(|| workspace().join("target/release/pandastack"), PathBuf::from)
-}
-
-/// The data directory whose templates are shared: `PANDASTACK_TEST_DATA`, or the one that
-/// `cargo xtask` uses.
-pub fn shared_data() -> PathBuf {
-    std::env::var_os("PANDASTACK_TEST_DATA")
-        .map_or_else(|| workspace().join("target/pandastack"), PathBuf::from)
-}
-
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_owned()
 }
 
 impl Server {
@@ -73,7 +60,9 @@ impl Server {
             .arg("--data-dir")
             .arg(&data)
             .args(["--listen", &format!("127.0.0.1:{port}"), "--no-client-config"])
+            .args(["--engine", &engine()])
             .args(["--pool", &options.pool.to_string()])
+            .args(["--ready-timeout", &seconds(10).to_string()])
             .args(["--fork", if options.fork { "auto" } else { "off" }])
             .args(&options.args)
             .env_remove("PANDASTACK_API_KEY")
@@ -84,8 +73,17 @@ impl Server {
             .with_context(|| format!("cannot start {}", program().display()))?;
         let log = fs::File::create(data.join("server.log"))?;
         forward(child.stderr.take().context("stderr")?, log);
-        let server = Self { child, data, url: format!("http://127.0.0.1:{port}"), _own: own };
+        let server =
+            Self { child, data, url: format!("http://127.0.0.1:{port}"), ended: false, _own: own };
         server.wait_ready()?;
+        Ok(server)
+    }
+
+    /// A server that forks, with a zygote of every template. It takes `--max-sandboxes 64`.
+    pub fn forking() -> Result<Self> {
+        let args = ["--max-sandboxes", "64"].map(str::to_owned).to_vec();
+        let server = Self::start(Options { fork: true, args, ..Options::default() })?;
+        server.wait_for_zygotes()?;
         Ok(server)
     }
 
@@ -129,14 +127,23 @@ impl Server {
     pub fn kill(mut self) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
         self.child.kill()?;
         self.child.wait()?;
+        self.ended = true;
         Ok((self.data.clone(), self._own.take()))
     }
 
     /// Asks it to stop and waits for its end.
-    pub fn stop(mut self) -> Result<std::process::ExitStatus> {
+    pub fn stop(self) -> Result<ExitStatus> {
+        self.stop_and_look(|_| ())
+    }
+
+    /// Asks it to stop and waits for its end, and then has `look` at its data directory.
+    pub fn stop_and_look(mut self, look: impl FnOnce(&Path)) -> Result<ExitStatus> {
         let pid = self.child.id().to_string();
         Command::new("kill").args(["-TERM", &pid]).status()?;
-        Ok(self.child.wait()?)
+        let status = self.child.wait()?;
+        self.ended = true;
+        look(&self.data);
+        Ok(status)
     }
 
     /// Process ids of its machines.
@@ -161,11 +168,11 @@ impl Server {
         let templates = client.get("/v1/templates")?.json();
         let built = templates.as_array().into_iter().flatten().filter(|t| t["built"] == true);
         let wanted = built.count() as u64;
-        let there = || {
-            let stats = client.get("/v1/stats").map(|a| a.json()).unwrap_or_default();
-            stats["zygotes"].as_u64().is_some_and(|zygotes| zygotes >= wanted)
-        };
-        if wait_until(Duration::from_secs(120), there) {
+        let stats = || client.get("/v1/stats").map(|a| a.json()).unwrap_or_default();
+        let there = |stats: &Value| stats["zygotes"].as_u64().is_some_and(|have| have >= wanted);
+        let refused = |stats: &Value| stats["forking"]["state"] == "refused";
+        let settled = || Some(stats()).is_some_and(|now| there(&now) || refused(&now));
+        if wait_until(Duration::from_secs(120), settled) && there(&stats()) {
             return Ok(());
         }
         bail!("no zygotes: {}\n{}", client.get("/v1/stats")?.text(), self.log())
@@ -194,8 +201,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("--- the server said:\n{}", self.log());
+        if !self.ended {
+            // Without the answers to those who only wait.
+            let log = self.log();
+            let waiting =
+                ["/v1/stats", "/healthz"].map(|path| format!("path=\"{path}\" status=200"));
+            let of_use = log.lines().filter(|line| !waiting.iter().any(|w| line.contains(w)));
+            eprintln!("--- the server said:\n{}", of_use.collect::<Vec<_>>().join("\n"));
         }
     }
 }

@@ -7,16 +7,12 @@
 //! streams numbers without a gap and is forked as well.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
-use crate::{Client, Sandbox, Server, wait_until};
+use crate::{Client, Numbers, Random, Sandbox, Server, kill, wait_until};
 
 /// Guest memory of the machines, MiB: enough for the files kept in it, and many fit on a host.
 const MEMORY_MB: u32 = 256;
@@ -59,26 +55,6 @@ struct Node {
     wrote: BTreeMap<String, String>,
 }
 
-/// xorshift64*: small, and the same everywhere for a seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-
-    fn one_in(&mut self, times: usize) -> bool {
-        self.below(times) == 0
-    }
-}
-
 impl Stress {
     /// Runs against a server that forks; every difference is an error that names the seed.
     pub fn run(&self, server: &Server) -> Result<Report> {
@@ -86,9 +62,10 @@ impl Stress {
     }
 
     fn run_trees(&self, client: &Client) -> Result<Report> {
-        let mut random = Random(self.seed | 1);
+        let mut random = Random::new(self.seed);
         let mut report = Report::default();
-        let stream = Stream::start(client)?;
+        let streaming = root(client, 1)?.sandbox;
+        let numbers = Numbers::start(client, &streaming)?;
         let mut alive: Vec<Node> = Vec::new();
         let begin = Instant::now();
         while report.forks < self.forks {
@@ -102,7 +79,7 @@ impl Stress {
             }
             if random.one_in(8) {
                 // The machine that streams is forked in the middle of it, and goes on.
-                for child in stream.sandbox.fork(1)? {
+                for child in streaming.fork(1)? {
                     ensure!(child.output("echo here")? == "here\n", "a child of the stream");
                     child.delete()?;
                     report.forks += 1;
@@ -126,7 +103,8 @@ impl Stress {
         for node in alive {
             node.sandbox.delete()?;
         }
-        report.streamed = stream.finish()?;
+        report.streamed = numbers.finish()?;
+        streaming.delete()?;
         Ok(report)
     }
 }
@@ -170,7 +148,7 @@ fn grow(
 
 /// Writes one file to the disk and one to memory, with the same name and content.
 fn write(node: &mut Node, random: &mut Random) -> Result<()> {
-    let (name, word) = (format!("f{:016x}", random.next()), format!("{:016x}", random.next()));
+    let (name, word) = (format!("f{:016x}", random.draw()), format!("{:016x}", random.draw()));
     // Some are larger than a cluster of the disk's format, some are on the disk already.
     let repeat = [1, 300, 6000][random.below(3)];
     let flush = if random.one_in(2) { "sync" } else { "true" };
@@ -211,8 +189,7 @@ fn end_one(alive: &mut Vec<Node>, random: &mut Random, report: &mut Report) -> R
     }
     let node = alive.swap_remove(random.below(alive.len()));
     if random.one_in(2) {
-        let pid = node.sandbox.pid()?;
-        std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+        kill(node.sandbox.pid()?)?;
         let noticed = || node.sandbox.status().is_ok_and(|status| status == "failed");
         ensure!(wait_until(Duration::from_secs(10), noticed), "a killed machine goes unnoticed");
         report.killed += 1;
@@ -222,57 +199,4 @@ fn end_one(alive: &mut Vec<Node>, random: &mut Random, report: &mut Report) -> R
     let answer = node.sandbox.delete()?;
     ensure!(answer.status == 204, "delete answered {} {}", answer.status, answer.text());
     Ok(())
-}
-
-/// A machine that prints one number after another, and a reader that misses none.
-struct Stream {
-    sandbox: Sandbox,
-    last: Arc<AtomicU64>,
-    over: Arc<AtomicBool>,
-    reader: JoinHandle<Result<()>>,
-}
-
-impl Stream {
-    fn start(client: &Client) -> Result<Self> {
-        let sandbox = root(client, 1)?.sandbox;
-        let line = "i=0; while [ ! -e /run/over ]; do i=$((i+1)); echo $i; sleep 0.1; done";
-        let body = json!({ "cmd": line, "timeout_seconds": 86_400 }).to_string();
-        let response = client.patient().open(
-            "POST",
-            &sandbox.path("/exec/stream"),
-            Some(("application/json", body.as_bytes())),
-        )?;
-        let (last, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (counter, ending) = (last.clone(), over.clone());
-        let reader = std::thread::spawn(move || {
-            let mut text = String::new();
-            for line in BufReader::new(response.into_body().into_reader()).lines() {
-                let line = line?;
-                let Some(data) = line.strip_prefix("data: ") else { continue };
-                let data: Value = serde_json::from_str(data)?;
-                text += data["chunk"].as_str().unwrap_or_default();
-                while let Some((number, rest)) = text.split_once('\n') {
-                    let next: u64 = number.parse()?;
-                    let previous = counter.fetch_add(1, Ordering::SeqCst);
-                    ensure!(next == previous + 1, "{next} came after {previous}");
-                    text = rest.to_owned();
-                }
-            }
-            ensure!(ending.load(Ordering::SeqCst), "the stream ended by itself");
-            Ok(())
-        });
-        Ok(Self { sandbox, last, over, reader })
-    }
-
-    /// Ends it in good order; how many numbers came.
-    fn finish(self) -> Result<u64> {
-        self.over.store(true, Ordering::SeqCst);
-        self.sandbox.output("touch /run/over")?;
-        match self.reader.join() {
-            Ok(read) => read?,
-            Err(_) => bail!("the reader of the stream panicked"),
-        }
-        self.sandbox.delete()?;
-        Ok(self.last.load(Ordering::SeqCst))
-    }
 }

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pandastack_tests::{Client, Options, Sandbox, Server, Stress, descendants, wait_until};
+use pandastack_tests::{
+    Client, Options, Sandbox, Server, Stress, descendants, is_alive, kill, wait_until,
+};
 use serde_json::{Value, json};
 
 /// A server whose creates fork zygotes, once they do.
@@ -45,17 +47,8 @@ fn cgroup(pid: u32) -> Result<String> {
     Ok(fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
 }
 
-fn kill(pid: u32) -> Result<()> {
-    std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
-    Ok(())
-}
-
 fn gone(pids: &[u32]) -> bool {
-    let there = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-    };
-    !pids.iter().any(there)
+    !pids.iter().any(|pid| is_alive(*pid))
 }
 
 #[test]

@@ -28,13 +28,6 @@ fn assert_clean(server: &Server, sandbox: &Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the sandbox has ended and tells why.
-fn end_reason(sandbox: &Sandbox) -> Result<String> {
-    let failed = || sandbox.status().is_ok_and(|s| s == "failed");
-    assert!(wait_until(Duration::from_secs(30), failed), "still {}", sandbox.status()?);
-    Ok(sandbox.get()?.json()["end_reason"].as_str().unwrap_or_default().to_owned())
-}
-
 #[test]
 fn removing_every_file_leaves_a_sandbox_that_answers() -> Result<()> {
     let server = server()?;
@@ -128,7 +121,7 @@ fn a_guest_that_powers_off_or_panics_says_so() -> Result<()> {
         let sandbox = server.client().base()?;
         let answer = sandbox.try_exec(line, 30)?;
         assert!(answer.status >= 400, "{line} answered {}", answer.text());
-        assert_eq!(end_reason(&sandbox)?, reason, "{line}");
+        assert_eq!(sandbox.end_reason()?, reason, "{line}");
         // A dead guest: clear answers, no retry phrases of the client libraries, deletable.
         let answer = sandbox.try_exec("echo hi", 5)?;
         assert!((400..500).contains(&answer.status), "{}", answer.text());
@@ -152,7 +145,7 @@ fn a_killed_machine_is_noticed_and_its_exec_fails() -> Result<()> {
     std::process::Command::new("kill").args(["-9", &machine.to_string()]).status()?;
     let answer = exec.join().expect("no panic")?;
     assert!(answer.status >= 400, "{}", answer.text());
-    assert_eq!(end_reason(&sandbox)?, "machine_died");
+    assert_eq!(sandbox.end_reason()?, "machine_died");
     assert_clean(&server, &sandbox)
 }
 

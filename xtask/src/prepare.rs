@@ -47,9 +47,35 @@ pub fn packages(with_tests: bool) -> Result<()> {
     install(SERVER.iter().chain(if with_tests { TESTS } else { &[] }))
 }
 
+/// What an emulated machine with KVM needs.
+const NESTED: &[Package] = &[
+    Package { name: "qemu-system-x86", present: || exists("qemu-system-x86_64") },
+    Package { name: "mmdebstrap", present: || exists("mmdebstrap") },
+    Package { name: "erofs-utils", present: || exists("mkfs.erofs") },
+    Package { name: "e2fsprogs", present: || exists("mkfs.ext4") && exists("debugfs") },
+    Package {
+        name: "debian-archive-keyring",
+        present: || Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").exists(),
+    },
+    Package { name: "uidmap", present: || is_root() || exists("newuidmap") },
+];
+
+/// Makes sure of what an emulated machine with KVM needs.
+pub fn nested_packages() -> Result<()> {
+    install(NESTED.iter())
+}
+
 /// Makes sure of what the comparison of transports needs.
 pub fn transport_packages() -> Result<()> {
     install(TRANSPORT.iter())
+}
+
+/// What libFuzzer is built with.
+const FUZZ: &[Package] = &[Package { name: "g++", present: || exists("c++") }];
+
+/// Makes sure of what the fuzz targets are built with.
+pub fn fuzz_packages() -> Result<()> {
+    install(FUZZ.iter())
 }
 
 /// Installs missing packages as root; otherwise says exactly what is missing.

@@ -1,5 +1,8 @@
 //! `cargo xtask test`: every suite that this host can run, one closing line for all of them.
 
+mod nested;
+mod skips;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
@@ -10,18 +13,28 @@ use clap::Args;
 use pandastack_tests::{Options, Server};
 
 use crate::run::{capture, cargo, exists, must, step, workspace};
-use crate::{prepare, qemu, venv};
+use crate::{fuzz, prepare, qemu, venv};
+use skips::Skips;
 
 /// Which suites to run.
 #[derive(Args)]
 pub struct Selection {
-    /// Only these suites: rust, qemu-10, sdk, published-python, published-typescript
+    /// Only these suites: rust, fuzz, qemu-10, sdk, published-python, published-typescript, nested,
+    /// and those that run when they are asked for: nested-1, nested-2
     suites: Vec<String>,
 }
+
+/// Suites that take an hour or more: the kvm engine in an emulated machine.
+const ONLY_WHEN_ASKED: [&str; 2] = ["nested-1", "nested-2"];
 
 impl Selection {
     fn wants(&self, suite: &str) -> bool {
         self.suites.is_empty() || self.suites.iter().any(|s| s == suite)
+    }
+
+    /// Whether a suite is left out although nobody said so.
+    fn leaves_out(&self, suite: &str) -> bool {
+        self.suites.is_empty() && ONLY_WHEN_ASKED.contains(&suite)
     }
 }
 
@@ -42,7 +55,12 @@ pub fn run(selection: &Selection) -> Result<()> {
     let mut add = |name: &str, suite: &dyn Fn() -> Result<Tally>| -> Result<()> {
         if selection.wants(name) {
             step(&format!("suite {name}"));
-            let tally = suite()?;
+            let tally = if selection.leaves_out(name) {
+                eprintln!("skipped: it takes long; `cargo xtask test {name}` runs it");
+                Tally { skipped: 1, ..Tally::default() }
+            } else {
+                suite()?
+            };
             eprintln!("suite {name}: {tally:?}");
             total.passed += tally.passed;
             total.failed += tally.failed;
@@ -51,10 +69,14 @@ pub fn run(selection: &Selection) -> Result<()> {
         Ok(())
     };
     add("rust", &rust)?;
+    add("fuzz", &fuzz_targets)?;
     add("qemu-10", &qemu_10)?;
     add("sdk", &sdk)?;
     add("published-python", &published_python)?;
     add("published-typescript", &published_typescript)?;
+    add("nested", &nested::some)?;
+    add("nested-1", &|| nested::all(1))?;
+    add("nested-2", &|| nested::all(2))?;
     println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
     if total.failed > 0 || total.passed == 0 {
         bail!("not every test passed");
@@ -65,6 +87,12 @@ pub fn run(selection: &Selection) -> Result<()> {
 /// Unit tests of every crate, and the end-to-end tests with real guests.
 fn rust() -> Result<Tally> {
     cargo_tests(&["--workspace"], None)
+}
+
+/// Every fuzz target for a minute: a test each.
+fn fuzz_targets() -> Result<Tally> {
+    let (passed, failed) = fuzz::all(fuzz::SECONDS)?;
+    Ok(Tally { passed, failed, skipped: 0 })
 }
 
 /// Forks of the other QEMU that they must work with.
@@ -96,10 +124,10 @@ fn cargo_tests(which: &[&str], path: Option<&OsStr>) -> Result<Tally> {
     if let Some(path) = path {
         shell.env("PATH", path);
     }
+    let skips = Skips::collect(&mut shell)?;
     let (ok, text) = capture(&mut shell)?;
-    drop(command);
     let tally = if nextest { nextest_tally(&text) } else { cargo_tally(&text) };
-    report(ok, &text, tally)
+    report(ok, &text, skips.taken_from(tally))
 }
 
 /// Our own Python SDK: its tests need no server.

@@ -1,0 +1,53 @@
+# Process 1 of level 1, second half: in the root. Finishes the machine, runs the command and tells
+# the host on the control port, descriptor 3, how it went:
+#
+#   up → command → exit STATUS          and the host may say: stop
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs -o mode=1777 shm /dev/shm
+mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+ln -sf /proc/self/fd /dev/fd
+ln -sf /proc/self/fd/0 /dev/stdin
+ln -sf /proc/self/fd/1 /dev/stdout
+ln -sf /proc/self/fd/2 /dev/stderr
+chmod 666 /dev/kvm /dev/fuse /dev/net/tun /dev/vhost-vsock
+mount -t securityfs securityfs /sys/kernel/security
+mount -t debugfs debugfs /sys/kernel/debug
+mount -t cgroup2 -o favordynmods -o nsdelegate cgroup /sys/fs/cgroup
+echo "+cpu +memory +pids" > /sys/fs/cgroup/cgroup.subtree_control
+echo level1 > /proc/sys/kernel/hostname
+echo "127.0.0.1 localhost level1" > /etc/hosts
+ip link set lo up
+ulimit -Hn 524288
+
+# Through a pipe, because a port can be opened once only.
+mkfifo /run/job/output
+cat < /run/job/output > /dev/ports/output 3>&- &
+output=$!
+
+echo command >&3
+cd /scratch
+setsid bash /run/job/command.sh < /dev/null > /run/job/output 2>&1 3>&- &
+command=$!
+
+# The host's deadline passed: say what hangs, then end it.
+{
+    read -r _ <&3
+    {
+        echo "--- level 1 is stopped; it runs:"
+        ps -p 2 --ppid 2 --deselect --forest -o pid,stat,wchan:20,args
+    } > /run/job/output
+    kill -KILL $command
+} &
+
+wait $command
+status=$?
+# What the command left running, in sessions other than ours, must not keep its output open.
+killall5 -9
+wait $output
+cd /
+mountpoint -q /out && umount /out
+sync
+echo "exit $status" >&3
+echo b > /proc/sysrq-trigger
