@@ -117,6 +117,14 @@ fn devices() {
         driver.offer(0, 0, &[header, data, status]).work().check()
     };
     let with = |fails: u8, driver: Driver| [&[0, fails][..], &driver.0].concat();
+    let at = |sector| {
+        let driver = Driver::up().poke(0xe000, &request(0, sector));
+        driver.offer(0, 0, &[header, (0x8000, 1024, true), status]).work()
+    };
+    // The disk has 64 sectors.
+    for sector in [62, 63, 64] {
+        seed("block", &format!("at-{sector}"), &with(0, at(sector)));
+    }
     seed("block", "read", &with(0, disk(0, (0x8000, 1024, true))));
     seed("block", "write", &with(0, disk(1, (0x8000, 1024, false))));
     seed("block", "fails", &with(0xff, disk(1, (0x8000, 512, false))));
@@ -128,6 +136,10 @@ fn devices() {
 
     let sends = Driver::up().offer(1, 0, &[(0x8000, 12, false), (0x9000, 60, false)]).work();
     seed("net", "sends", &[&[0][..], &sends.turn(), &[3]].concat());
+    for len in [13, 14, 1518, 1519] {
+        let sends = Driver::up().offer(1, 0, &[(0x8000, 12 + len, false)]).work();
+        seed("net", &format!("sends-{len}"), &[&[0][..], &sends.turn(), &[3]].concat());
+    }
     let receives = Driver::up().offer(0, 0, &[(0x8000, 1530, true)]).work();
     let frame = [2, 100, 0];
     seed("net", "receives", &[&[1][..], &frame, &receives.turn(), &frame].concat());
@@ -153,6 +165,11 @@ fn vsock() {
     let host = [3, 100, 0];
     let talks = send(connected.clone(), 5, 200);
     seed("vsock", "talks", &[&talks.turn()[..], &host, &[5, 4, 200, 0]].concat());
+    // More than the device has told the guest that it has room for.
+    let (whole, part) = ((0, 0xffff, false), (0x8000, 44, false));
+    let packet = Driver::default().poke(0x8000, &packet(5, 3 * 0xffff));
+    let flood = packet.offer(1, 0, &[part, whole, whole, whole]).work().turn();
+    seed("vsock", "flood", &[connected.turn(), flood.clone(), flood].concat());
     let ends = send(connected.clone(), 4, 0);
     seed("vsock", "ends", &[&ends.turn()[..], &[5]].concat());
     let event = Driver::default().offer(2, 0, &[(0xb000, 8, true)]).work();
@@ -255,6 +272,10 @@ fn state_file() {
     seed("state_file", "live", &with(&[], state(vec![], live.clone())));
     seed("state_file", "live-over-ones", &with(&[0, 0, 1, 0], state(vec![], live)));
     seed("state_file", "cpu", &with(&[], state(vec![cpu], vec![])));
+    // A whole file, but for its hash.
+    let state = state(vec![], vec![]);
+    let header = [&b"PANDSNAP\x01\0\0\0"[..], &(state.len() as u32).to_le_bytes(), &[0; 32]];
+    seed("state_file", "no-hash", &[&header.concat()[..], &state].concat());
 }
 
 fn memory_files() {
@@ -289,6 +310,12 @@ fn control() {
     for (index, body) in replies.into_iter().enumerate() {
         let message = postcard(&Message { body, roles: vec![] });
         seed("control", &format!("reply-{index}"), &[&[0, 1], &message[..]].concat());
+    }
+    // As many descriptors as there may be, a few more, and some that do not fit.
+    for (roles, attached) in [(200, 200), (202, 202), (202, 210)] {
+        let message = Message { body: Request::Run, roles: vec![Role::Layer; roles] };
+        let name = format!("many-{roles}-{attached}");
+        seed("control", &name, &[&[attached, 0], &postcard(&message)[..]].concat());
     }
     let mut request = fork::Request::new();
     let file = |inode| fork::FileId { device: 7, inode };
@@ -342,6 +369,8 @@ fn boot_kernel() {
     put(&mut image, 0x258, &0x10_0000u64.to_le_bytes()); // preferred address
     put(&mut image, 0x260, &0x2000u32.to_le_bytes()); // bytes to unpack itself
     seed("boot_kernel", "bzimage", &[&machine, &image[..]].concat());
+    // Kernel and initramfs fill three pages.
+    seed("boot_kernel", "tight", &[&[3, 2, 4, 60], &image[..]].concat());
 
     // A segment at 1 MiB, and a note.
     let mut image = vec![0; 320];

@@ -43,6 +43,12 @@ fn run(mut script: Script<'_>) -> Option<()> {
     let mut found = vec![0; initrd.len()];
     memory.read_slice(&mut found, GuestAddress(address.into())).expect("within memory");
     assert!(found == initrd, "the initramfs is where the guest is told");
+    if !script.0.starts_with(b"\x7fELF") {
+        // `pref_address` and `init_size` (boot.rst): where the kernel unpacks itself.
+        let preferred: u64 = memory.read_obj(GuestAddress(layout::ZERO_PAGE + 0x258)).ok()?;
+        let needed = u64::from(word(layout::ZERO_PAGE + 0x260));
+        assert!(u64::from(address) >= preferred.max(layout::HIGH_RAM) + needed);
+    }
     let mut line = [0; 20];
     memory.read_slice(&mut line, GuestAddress(layout::COMMAND_LINE)).expect("low memory");
     assert_eq!(&line, b"console=ttyS0 quiet\0");

@@ -76,9 +76,11 @@ fn diff(script: &mut Script<'_>) -> Option<()> {
 fn entries(script: &mut Script<'_>) -> Vec<u64> {
     let (mut entries, mut at) = (Vec::new(), 0u64);
     while let Some(kind) = script.u8() {
+        let (gap, few) = (u64::from(kind >> 4 & 7), u64::from(kind & 0xf));
         let (start, count) = match kind {
             0 => (script.u64(), script.u64()),
-            _ => (Some(at.wrapping_add(u64::from(kind >> 4))), Some(u64::from(kind & 0xf))),
+            1..0x80 => (Some(at.wrapping_add(gap)), Some(few)),
+            _ => (Some(at.wrapping_sub(gap)), Some(few)),
         };
         let (Some(start), Some(count)) = (start, count) else { break };
         entries.extend([start, count]);

@@ -18,7 +18,7 @@ const CLUSTER: u64 = 64 << 10;
 /// Sizes of disks: a part of a cluster, a few clusters, and several second-level tables.
 const SIZES: [u64; 3] = [512, 5 * CLUSTER + 512, (3 << 30) + 1024];
 /// Longest access.
-const MAX_ACCESS: u64 = 3 * CLUSTER;
+const MAX_ACCESS: u64 = 2 * CLUSTER + 1024;
 
 fuzz_target!(|bytes: &[u8]| {
     run(Script(bytes));
@@ -43,7 +43,7 @@ fn run(mut script: Script<'_>) -> Option<()> {
     let mut steps = 0;
     while let Some(what) = script.u8() {
         steps += 1;
-        if steps > 64 {
+        if steps > 32 {
             break;
         }
         match what % 8 {
@@ -97,8 +97,9 @@ fn damage(files: &[File], script: &mut Script<'_>) -> Option<()> {
             1 => file.write_all_at(script.some(16)?, at).expect("room"),
             // An entry of a table that names a cluster.
             _ => {
-                let entry = u64::from(script.u8()? % 16) * CLUSTER | u64::from(kind & 4 != 0) << 63;
-                let at = u64::from(cluster % 8) * CLUSTER + at % CLUSTER % 16 * 8;
+                let copied = u64::from(kind & 4 != 0) << 63;
+                let entry = copied | (u64::from(script.u8()? % 16) * CLUSTER);
+                let at = u64::from(cluster % 8) * CLUSTER + at % 16 * 8;
                 file.write_all_at(&(entry | u64::from(kind >> 7)).to_be_bytes(), at).expect("room");
             }
         }

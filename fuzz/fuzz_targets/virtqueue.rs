@@ -86,8 +86,8 @@ fn setup(script: &mut Script<'_>) -> Option<QueueSetup> {
 /// What virtio 1.2, section 2.7, asks of a queue.
 fn is_sound(setup: &QueueSetup) -> bool {
     let size = u64::from(setup.size);
-    let area = |start: u64, alignment, bytes| {
-        start % alignment == 0 && start.checked_add(bytes).is_some_and(|end| end <= MEMORY)
+    let area = |start: u64, alignment: u64, bytes: u64| {
+        start.is_multiple_of(alignment) && start.checked_add(bytes).is_some_and(|end| end <= MEMORY)
     };
     setup.ready
         && [1, 2, 4, 8, 16].contains(&setup.size)

@@ -29,11 +29,11 @@ fn run(mut script: Script<'_>) -> Option<()> {
             1 => driver.slot().with(Vsock::reset_transport),
             2 => peer = stream().1,
             3 => {
-                let text = vec![what; usize::from(script.u16()?)];
+                let text = vec![what; usize::from(script.u16()? % 8192)];
                 let _ = send(&peer, &text, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
             }
             4 => {
-                let mut buffer = vec![0; usize::from(script.u16()?)];
+                let mut buffer = vec![0; usize::from(script.u16()? % 8192)];
                 let _ = recv(&peer, &mut buffer, RecvFlags::DONTWAIT);
             }
             5 => {

@@ -111,7 +111,9 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<Received<T>, Wi
     if received.bytes == 0 && attached.is_empty() {
         return Err(WireError::Closed);
     }
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+    let cut = received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    // The space for them is rounded up, so a few more may have fitted.
+    if cut || attached.len() > MAX_DESCRIPTORS {
         return Err(WireError::TooLong);
     }
     let (message, rest) = postcard::take_from_bytes::<Message<T>>(&bytes[..received.bytes])
@@ -159,6 +161,25 @@ mod tests {
         }
         drop(here);
         assert!(matches!(receive::<Reply>(&there), Err(WireError::Closed)));
+    }
+
+    #[test]
+    fn more_descriptors_than_a_message_may_have_are_refused() {
+        let (here, there) = pair();
+        for count in MAX_DESCRIPTORS - 1..=MAX_DESCRIPTORS + 5 {
+            let message = Message { body: Request::Run, roles: vec![Role::Layer; count] };
+            let bytes = postcard::to_stdvec(&message).unwrap();
+            let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let attached = vec![here.as_fd(); count];
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&attached)));
+            let vector = [IoSlice::new(&bytes)];
+            rustix::net::sendmsg(&here, &vector, &mut ancillary, SendFlags::empty()).unwrap();
+            match receive::<Request>(&there) {
+                Ok(received) => assert!(received.descriptors.len() == count && count <= 200),
+                Err(error) => assert!(matches!(error, WireError::TooLong) && count > 200),
+            }
+        }
     }
 
     #[test]
