@@ -5,6 +5,8 @@
 
 mod create;
 mod fork;
+mod kvm;
+mod kvm_report;
 mod stats;
 mod transport;
 
@@ -30,6 +32,8 @@ enum Name {
     Create(create::Plan),
     /// Live forks of a running sandbox: how long it stands still, and when its children answer
     Fork(fork::Plan),
+    /// The kvm engine's monitor in stages, beside another one's if given
+    Kvm(kvm::Plan),
     /// HTTP/2 in PID 1 against our own frames
     Transport(transport::Plan),
 }
@@ -39,10 +43,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.name {
         Some(Name::Create(plan)) => with_server(|| create::run(plan)),
         Some(Name::Fork(plan)) => with_server(|| fork::run(plan)),
+        Some(Name::Kvm(plan)) => kvm::run(plan),
         Some(Name::Transport(plan)) => transport::run(plan),
         None => {
             with_server(|| create::run(&create::Plan::default()))?;
             with_server(|| fork::run(&fork::Plan::default()))?;
+            kvm::run(&kvm::Plan::default())?;
             transport::run(&transport::Plan::default())
         }
     }

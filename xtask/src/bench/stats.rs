@@ -62,7 +62,7 @@ impl Samples {
 }
 
 /// The nearest-rank percentile: the smallest sample that at least `q` of all do not exceed.
-fn percentile(samples: &[f64], q: f64) -> f64 {
+pub fn percentile(samples: &[f64], q: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (q * sorted.len() as f64).ceil().max(1.0) as usize;
