@@ -30,6 +30,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "bin/panda-agent",
     "bin/panda-keeper",
     "bin/panda-qemu-fork",
+    "bin/panda-vmm",
 ];
 
 /// Licences that an Apache-2.0 program may be made of.
