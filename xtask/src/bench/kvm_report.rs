@@ -23,8 +23,8 @@ begins alternates.
 * **guest running**: the monitor has answered that its vCPU runs: to `Run` after a fork of the \
   zygote, or to `PUT /snapshot/load` with `resume_vm`.
 * **first answer**: the guest's agent has acknowledged a new identity, clock and entropy. After a \
-  restore Firecracker resets the vsock device, and the agent dials anew. After a fork ours does \
-  the same.
+  restore Firecracker resets the vsock device, and the agent dials anew, a step of its own below; \
+  ours keeps the agent's connection across a fork.
 * **first exec**: `echo hi` has been answered. **another exec**: the same command right after it, \
   which is what the guest itself needs for it.
 * **stall**: a machine that has written 80 MiB and its disk is copied while it runs. Ours: from \
