@@ -21,7 +21,8 @@ begins alternates.
   it runs without its jailer and without its filter of system calls. So every difference in what is \
   counted is in Firecracker's favour.
 * **guest running**: the monitor has answered that its vCPU runs: to `Run` after a fork of the \
-  zygote, or to `PUT /snapshot/load` with `resume_vm`.
+  zygote, or to `PUT /snapshot/load` with `resume_vm`. There is one processor, and the guest may \
+  get it before the answer does: so this moment has two modes.
 * **first answer**: the guest's agent has acknowledged a new identity, clock and entropy. After a \
   restore Firecracker resets the vsock device, and the agent dials anew, a step of its own below; \
   ours keeps the agent's connection across a fork.
@@ -33,6 +34,14 @@ begins alternates.
 
 Steps named *answer*, *birth* and *around it* are what the server saw beyond what the monitor \
 measured: messages, the end of the keeper's start, and waiting for the one processor.
+";
+
+const REST: &str = "\
+*Another exec* is what guest and agent need for a command whose pages are mapped. What the first \
+one takes beyond that, and most of the first answer, is the guest's first touch of each of its \
+pages: a nested page fault, which is an exit, also for a page that the process has already. Between \
+the request and the running guest most is *fetch*, the copies of the pages that a guest is known to \
+write first; the rest is the new process and its virtual machine.
 ";
 
 const COUNTED: &str = "\
@@ -58,16 +67,16 @@ Means of machines that are alive together.
 /// The report for people.
 pub fn text(report: &Value, wall: bool) -> Result<String> {
     let both = report["firecracker"].is_string();
-    let mut text = format!("\n{METHOD}\n{}\n", if wall { TIMED } else { COUNTED });
+    let mut text = format!("{METHOD}\n{}\n", if wall { TIMED } else { COUNTED });
     text += &format!("Monitor: {}.", report["monitor"].as_str().unwrap_or("?"));
     if let Some(version) = report["firecracker"].as_str() {
-        text += &format!(" Compared with: {version}, a static release build.");
+        text += &format!(" Compared with {version}, given by `--firecracker`.");
     }
     text += "\n\n## Create\n";
     for (side, name) in SIDES.iter().filter(|(side, _)| both || *side == "ours") {
         text += &format!("\n{}\n", steps(&report["create"][side]["steps"], name)?);
     }
-    text += &moments(&report["create"], both)?;
+    text += &format!("{}\n{REST}", moments(&report["create"], both)?);
     text += "\n## Copying a running machine\n";
     for (side, name) in SIDES.iter().filter(|(side, _)| both || *side == "ours") {
         text += &format!("\n{}\n", steps(&report["stall"][side]["steps"], name)?);
