@@ -202,12 +202,10 @@ impl Session {
 
     /// Ends the commands whose time is up.
     pub fn expire(&mut self, now: Instant) {
-        self.execs_mut()
-            .filter(|e| e.deadline().is_some_and(|at| at <= now))
-            .for_each(Exec::expire);
+        self.execs_mut().for_each(|exec| exec.expire(now));
     }
 
-    /// When the next command's time is up.
+    /// When the next command has something to do that no descriptor tells of.
     pub fn next_deadline(&self) -> Option<Instant> {
         let streams = self.streams.values().filter_map(Stream::exec);
         streams.chain(&self.detached).filter_map(Exec::deadline).min()

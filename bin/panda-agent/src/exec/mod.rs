@@ -3,13 +3,14 @@
 //! ```text
 //!            start()           main process ends          pipes drained
 //!   request ─────────▶ running ─────────────────▶ draining ────────────▶ reply
-//!                        │ timeout, reset: kill the tree
-//!                        └───────▶ (main process ends)
+//!                        │ timeout, reset: kill the tree             ▲
+//!                        └───────▶ (main process ends) ─────▶ dying ─┘ tree empty
 //! ```
 //!
 //! A command is over when its main process has ended and what was in the pipes at that moment is
 //! sent. Processes that it left in the background live on, as with ssh, but nobody reads their
-//! output any more. Kills reach the whole tree, wherever its processes went.
+//! output any more. Kills reach the whole tree, wherever its processes went, and a command that was
+//! killed is over when nothing of it is left: what it held is then free for the next one.
 //!
 //! A connection may disappear under a running command, when its guest was copied. The command
 //! then goes on [detached](Exec::detach): its output is read and thrown away.
@@ -34,6 +35,10 @@ use crate::sys;
 use stdin::Stdin;
 use tree::Tree;
 
+/// How long a killed command's processes may take to disappear before its end is told all the
+/// same. Less than what the host waits for the end of a command whose time is up.
+const DYING: Duration = Duration::from_secs(3);
+
 /// One output of a command.
 struct Output {
     channel: Channel,
@@ -51,6 +56,8 @@ pub struct Exec {
     outputs: [Output; 2],
     deadline: Option<Instant>,
     timed_out: bool,
+    /// Once it was killed: when its end is told even if something of it is left.
+    gone_by: Option<Instant>,
     /// Nobody wants the output.
     muted: bool,
     /// Exit code of the main process, once it has ended.
@@ -80,6 +87,7 @@ impl Exec {
                     outputs,
                     deadline,
                     timed_out: false,
+                    gone_by: None,
                     muted: false,
                     code: None,
                 })
@@ -138,15 +146,21 @@ impl Exec {
         self.tree
     }
 
-    /// When [`Exec::expire`] is due.
+    /// When something is due that no descriptor tells of: [`Exec::expire`], or the end of waiting
+    /// for what was killed.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline.filter(|_| self.code.is_none() && !self.timed_out)
+        match self.code {
+            Some(_) => self.gone_by.filter(|_| self.is_dying()),
+            None => self.deadline.filter(|_| !self.timed_out),
+        }
     }
 
-    /// Its time is up.
-    pub fn expire(&mut self) {
-        self.timed_out = true;
-        self.kill();
+    /// Its time is up, if it is.
+    pub fn expire(&mut self, now: Instant) {
+        if self.code.is_none() && self.deadline().is_some_and(|at| at <= now) {
+            self.timed_out = true;
+            self.kill();
+        }
     }
 
     /// The host is not interested any more: everything goes, and only the end is told.
@@ -158,6 +172,13 @@ impl Exec {
     /// Kills all of its processes.
     pub fn kill(&mut self) {
         self.tree.kill(self.pid());
+        self.gone_by.get_or_insert_with(|| Instant::now() + DYING);
+    }
+
+    /// Whether it was killed and is not gone. The last of its processes is an orphan by then, so
+    /// its end wakes the agent.
+    fn is_dying(&self) -> bool {
+        self.gone_by.is_some_and(|by| !self.tree.is_empty() && Instant::now() < by)
     }
 
     /// Goes on without a host.
@@ -222,6 +243,9 @@ impl Exec {
     }
 
     fn over(&self, code: i32) -> Progress {
+        if self.is_dying() {
+            return Progress::Waiting;
+        }
         Progress::Done(Ok(Reply::Exited(ExecStatus { code, timed_out: self.timed_out })))
     }
 

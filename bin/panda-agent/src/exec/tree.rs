@@ -125,6 +125,14 @@ impl Tree {
         }
     }
 
+    /// Whether none of them is left. Without a cgroup nobody knows, and nothing is waited for.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Leaf(leaf) => leaf.is_empty(),
+            Self::Marked(_) => true,
+        }
+    }
+
     /// Kills all of them; `first` is the one that was started and may be gone already.
     pub fn kill(&self, first: Option<Pid>) {
         match self {
