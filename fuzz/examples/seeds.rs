@@ -290,6 +290,7 @@ fn control() {
     let start = Start { cpus: 2, memory_mb: 512, boot: Some("quiet".to_owned()) };
     let requests = [
         Request::Start(start),
+        Request::Ready,
         Request::Run,
         Request::Fork(Fork { readable: true }),
         Request::Save,

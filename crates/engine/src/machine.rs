@@ -110,6 +110,12 @@ pub trait Machine: Send + Sync {
     /// Makes it yield to machines that somebody waits for, or makes it one of those again.
     fn set_background(&self, background: bool);
 
+    /// Does ahead of time what [`Machine::run`] would, where that is possible: for a machine that
+    /// stands still and that nobody waits for yet. Says where the time went.
+    async fn make_ready(&self) -> Result<Stages, EngineError> {
+        Ok(Stages::new())
+    }
+
     /// Lets the vCPUs run, and says where the time went.
     async fn run(&self) -> Result<Stages, EngineError>;
 

@@ -84,13 +84,15 @@ impl Workshop {
 
     async fn park(&self, pool: &Arc<Pool>, bake: &Bake, zygote: Option<Arc<Housed>>) {
         let making = async {
-            match &zygote {
+            let housed = match &zygote {
                 // Warm by inheritance.
                 Some(zygote) => {
                     boot::fork_one(zygote, &self.machines, new_name(), self.deadline).await
                 }
                 None => self.restore(bake).await,
-            }
+            }?;
+            housed.machine.make_ready().await.map_err(CreateError::Machine)?;
+            Ok(housed)
         };
         // Dropping the attempt kills its machine and removes its directory.
         let Some(made) = pool.closed.run_until_cancelled(making).await else { return };

@@ -4,14 +4,15 @@
 //! the report into a table.
 //!
 //! ```text
-//!   create   ours    fork of a zygote ─────────────────┐
+//!   create   parked  [fork of a zygote, made ready] ───┐
+//!            forked  fork of a zygote ─────────────────┤
 //!            theirs  process ─ API ─ load, resume ─────┴─▶ running ─▶ identity ─▶ first exec
 //!   stall    ours    live fork of a running machine
 //!            theirs  pause ─ full snapshot of a running machine
 //! ```
 //!
 //! Both sides run the same kernel, initramfs, root, memory and commands, and their guests' agents
-//! are spoken to by the same client. A pair is one of each, and who begins alternates.
+//! are spoken to by the same client. A round is one of each, and who begins alternates.
 
 mod firecracker;
 mod footprint;
@@ -30,7 +31,7 @@ use pandastack_types::Size;
 use serde_json::{Value, json};
 
 use crate::firecracker::Firecracker;
-use crate::laps::Samples;
+use crate::laps::{Laps, Samples};
 use crate::ours::Ours;
 
 /// Guest memory of every machine, MiB.
@@ -59,7 +60,7 @@ struct Plan {
     /// Where machines live: best in memory, so that nobody waits for a disk
     #[arg(long)]
     dir: PathBuf,
-    /// Pairs of each kind
+    /// Rounds of each kind
     #[arg(short, default_value_t = 30)]
     n: usize,
     /// Where to write the report
@@ -101,58 +102,64 @@ async fn measure(plan: &Plan) -> Result<Value> {
     Ok(json!({
         "n": plan.n, "memory_mb": MEMORY_MB, "alive": ALIVE,
         "monitor": ours.version(), "firecracker": theirs.map(|it| &it.version),
-        "create": create.json(), "stall": stall.json(), "footprint": footprint,
+        "create": create, "stall": stall, "footprint": footprint,
     }))
 }
 
-/// The measurements of both sides.
-#[derive(Default)]
-struct Pairs {
-    ours: Samples,
-    theirs: Samples,
-}
+/// What is measured in turns, by its name in the report.
+struct Sides<const N: usize>([(&'static str, Samples); N]);
 
-impl Pairs {
+impl<const N: usize> Sides<N> {
+    fn new(names: [&'static str; N]) -> Self {
+        Self(names.map(|name| (name, Samples::default())))
+    }
+
+    /// Who is next: everybody once a round, beginning with another one each time.
+    fn turns(rounds: usize) -> impl Iterator<Item = (usize, usize)> {
+        (0..rounds).flat_map(|round| (0..N).map(move |turn| (round, (round + turn) % N)))
+    }
+
+    fn add(&mut self, side: usize, laps: Option<Laps>) {
+        laps.into_iter().for_each(|laps| self.0[side].1.add(laps));
+    }
+
     fn json(&self) -> Value {
-        json!({ "ours": self.ours.json(), "theirs": self.theirs.json() })
+        self.0.iter().map(|(name, samples)| ((*name).to_owned(), samples.json())).collect()
     }
 }
 
-/// Whether it is our turn, twice a round.
-fn turns(round: usize) -> [bool; 2] {
-    let ours_first = round.is_multiple_of(2);
-    [ours_first, !ours_first]
-}
-
-/// Pairs of creates.
-async fn creates(n: usize, ours: &Ours, theirs: Option<&Firecracker>) -> Result<Pairs> {
-    let mut pairs = Pairs::default();
-    for ours_now in (0..n).flat_map(turns) {
-        match theirs {
-            _ if ours_now => pairs.ours.add(ours.create().await?),
-            Some(theirs) => pairs.theirs.add(theirs.create().await?),
-            None => {}
-        }
+/// Creates.
+async fn creates(n: usize, ours: &Ours, theirs: Option<&Firecracker>) -> Result<Value> {
+    let mut sides = Sides::new(["parked", "forked", "theirs"]);
+    for (_, side) in Sides::<3>::turns(n) {
+        let laps = match (side, theirs) {
+            (0, _) => Some(ours.create_parked().await?),
+            (1, _) => Some(ours.create_forked().await?),
+            (_, Some(theirs)) => Some(theirs.create().await?),
+            (_, None) => None,
+        };
+        sides.add(side, laps);
     }
-    Ok(pairs)
+    Ok(sides.json())
 }
 
-/// Pairs of copies of machines that run.
-async fn stalls(n: usize, ours: &Ours, theirs: Option<&Firecracker>) -> Result<Pairs> {
+/// Copies of machines that run.
+async fn stalls(n: usize, ours: &Ours, theirs: Option<&Firecracker>) -> Result<Value> {
     let source = ours.source().await?;
     if let Some(theirs) = theirs {
         theirs.make_source().await?;
     }
-    let mut pairs = Pairs::default();
-    for (round, ours_now) in (0..n).flat_map(|round| turns(round).map(|turn| (round, turn))) {
-        match theirs {
-            _ if ours_now => pairs.ours.add(ours.stall(&*source, round).await?),
-            Some(theirs) => pairs.theirs.add(theirs.stall(round).await?),
-            None => {}
-        }
+    let mut sides = Sides::new(["ours", "theirs"]);
+    for (round, side) in Sides::<2>::turns(n) {
+        let laps = match (side, theirs) {
+            (0, _) => Some(ours.stall(&*source, round).await?),
+            (_, Some(theirs)) => Some(theirs.stall(round).await?),
+            (_, None) => None,
+        };
+        sides.add(side, laps);
     }
     source.kill().await;
-    Ok(pairs)
+    Ok(sides.json())
 }
 
 /// Runs a line in a guest; it must succeed.

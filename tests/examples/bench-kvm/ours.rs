@@ -55,8 +55,24 @@ impl Ours {
         self.engine.version()
     }
 
-    /// From the request for a sandbox to the answer of its first command.
-    pub async fn create(&self) -> Result<Laps> {
+    /// A create as a server does it when it is not asked faster than its pool fills: the machine
+    /// stands ready, made while nobody waited.
+    pub async fn create_parked(&self) -> Result<Laps> {
+        let name = self.name();
+        let dir = directory(&self.machines, &name)?;
+        let ahead = Instant::now();
+        let machine = self.fork_zygote_into(&dir).await?;
+        machine.make_ready().await?;
+        let ahead = ahead.elapsed();
+        let mut laps = Laps::begin();
+        first_steps(&*machine, &name, &mut laps).await?;
+        laps.note("made ahead", ahead);
+        discard(&*machine, &dir).await?;
+        Ok(laps)
+    }
+
+    /// A create when the pool is empty: everything happens while the request waits.
+    pub async fn create_forked(&self) -> Result<Laps> {
         let name = self.name();
         let mut laps = Laps::begin();
         let dir = directory(&self.machines, &name)?;
@@ -64,18 +80,7 @@ impl Ours {
         let mut forked = self.zygote.fork(&[&dir]).await?;
         laps.lap_of("fork", &forked.stages);
         let machine = forked.machines.pop().context("a fork without a machine")?;
-        let stages = machine.run().await?;
-        laps.lap_of("run", &stages);
-        laps.moment("guest running");
-        machine.agent().resume(&Identity::random(&name)?).await?;
-        laps.lap("identity acknowledged");
-        laps.moment("first answer");
-        echo(machine.agent()).await?;
-        laps.lap("first exec");
-        laps.moment("first exec");
-        let warm = Instant::now();
-        echo(machine.agent()).await?;
-        laps.note("another exec", warm.elapsed());
+        first_steps(&*machine, &name, &mut laps).await?;
         discard(&*machine, &dir).await?;
         Ok(laps)
     }
@@ -104,13 +109,18 @@ impl Ours {
         Ok(laps)
     }
 
-    /// Memory of `count` sandboxes that are alive together: just forked, and after a first command.
+    /// Memory of `count` sandboxes that are alive together: just forked, ready, and after a first
+    /// command.
     pub async fn footprint(&self, count: usize) -> Result<Value> {
         let mut machines = Vec::new();
         for _ in 0..count {
             machines.push(self.fork_zygote().await?);
         }
         let forked = weigh(&machines)?;
+        for machine in &machines {
+            machine.make_ready().await?;
+        }
+        let ready = weigh(&machines)?;
         for (number, machine) in machines.iter().enumerate() {
             adopt(&**machine, &format!("sandbox-{number}")).await?;
         }
@@ -118,18 +128,40 @@ impl Ours {
         for machine in &machines {
             machine.kill().await;
         }
-        Ok(json!({ "just forked": forked, "after the first exec": idle }))
+        Ok(
+            json!({ "just forked": forked, "ready, in the pool": ready, "after the first exec": idle }),
+        )
     }
 
     async fn fork_zygote(&self) -> Result<Box<dyn Machine>> {
-        let dir = directory(&self.machines, &self.name())?;
-        let mut forked = self.zygote.fork(&[&dir]).await?;
+        self.fork_zygote_into(&directory(&self.machines, &self.name())?).await
+    }
+
+    async fn fork_zygote_into(&self, dir: &Path) -> Result<Box<dyn Machine>> {
+        let mut forked = self.zygote.fork(&[dir]).await?;
         forked.machines.pop().context("a fork without a machine")
     }
 
     fn name(&self) -> String {
         format!("machine-{}", self.made.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+/// From a machine that stands still to the answer of its first command.
+async fn first_steps(machine: &dyn Machine, name: &str, laps: &mut Laps) -> Result<()> {
+    let stages = machine.run().await?;
+    laps.lap_of("run", &stages);
+    laps.moment("guest running");
+    machine.agent().resume(&Identity::random(name)?).await?;
+    laps.lap("identity acknowledged");
+    laps.moment("first answer");
+    echo(machine.agent()).await?;
+    laps.lap("first exec");
+    laps.moment("first exec");
+    let warm = Instant::now();
+    echo(machine.agent()).await?;
+    laps.note("another exec", warm.elapsed());
+    Ok(())
 }
 
 /// Makes a machine somebody's, and has it answer.

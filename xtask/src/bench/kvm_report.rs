@@ -5,18 +5,30 @@ use serde_json::{Map, Value, json};
 
 use super::stats::percentile;
 
-/// The sides of a pair, and what the tables call them.
-const SIDES: [(&str, &str); 2] = [("ours", "ours"), ("theirs", "Firecracker")];
+/// Names of sides in the report, and what the tables call them.
+type Sides = &'static [(&'static str, &'static str)];
+
+/// What is measured, and its sides. The last one is the one that the others are compared with.
+const KINDS: [(&str, Sides); 2] = [("create", CREATE), ("stall", STALL)];
+const CREATE: Sides = &[
+    ("parked", "ours, from the pool"),
+    ("forked", "ours, forked on demand"),
+    ("theirs", "Firecracker"),
+];
+const STALL: Sides = &[("ours", "ours"), ("theirs", "Firecracker")];
 
 /// What the figures mean. Not the figures themselves: they come with each run.
 const METHOD: &str = "\
 Measured in `cargo xtask nested` with one processor. Both monitors run the same kernel, initramfs, \
 root and memory, with one vCPU; both guests have a writable ext4 and a vsock device, and their \
-agents are spoken to by the same client. All files are in memory. A pair is one of each, and who \
+agents are spoken to by the same client. All files are in memory. A round is one of each, and who \
 begins alternates.
 
-* **request**: ours begins before the directory of the machine is made, and includes its control \
-  group, sockets and disk layer; it is jailed, as always. Firecracker begins when its process is \
+* **from the pool**: what a server does for a create by default (`--pool 2`). The machine was forked \
+  from the zygote and made ready while nobody waited; *made ahead* is what that took.
+* **forked on demand**: what a server does for a create when its pool is empty.
+* **request**: forked on demand begins before the directory of the machine is made, and includes its \
+  control group, sockets and disk layer; ours is jailed, as always. Firecracker begins when its process is \
   started; its directory, its copy of the disk and the socket for its agent are there already, and \
   it runs without its jailer and without its filter of system calls. So every difference in what is \
   counted is in Firecracker's favour.
@@ -38,10 +50,9 @@ measured: messages, the end of the keeper's start, and waiting for the one proce
 
 const REST: &str = "\
 *Another exec* is what guest and agent need for a command whose pages are mapped. What the first \
-one takes beyond that, and most of the first answer, is the guest's first touch of each of its \
-pages: a nested page fault, which is an exit, also for a page that the process has already. Between \
-the request and the running guest most is *fetch*, the copies of the pages that a guest is known to \
-write first; the rest is the new process and its virtual machine.
+one takes beyond that on demand, and most of the first answer there, is the guest's first touch of \
+each of its pages: a nested page fault, which is an exit. A machine of the pool has its working set \
+copied and mapped already, which takes longer than the guest would, and nobody waits for it.
 ";
 
 const COUNTED: &str = "\
@@ -73,15 +84,9 @@ pub fn text(report: &Value, wall: bool) -> Result<String> {
         text += &format!(" Compared with {version}, given by `--firecracker`.");
     }
     text += "\n\n## Create\n";
-    for (side, name) in SIDES.iter().filter(|(side, _)| both || *side == "ours") {
-        text += &format!("\n{}\n", steps(&report["create"][side]["steps"], name)?);
-    }
-    text += &format!("{}\n{REST}", moments(&report["create"], both)?);
-    text += "\n## Copying a running machine\n";
-    for (side, name) in SIDES.iter().filter(|(side, _)| both || *side == "ours") {
-        text += &format!("\n{}\n", steps(&report["stall"][side]["steps"], name)?);
-    }
-    text += &moments(&report["stall"], both)?;
+    text += &tables(&report["create"], CREATE, both)?;
+    text += &format!("\n{REST}\n## Copying a running machine\n");
+    text += &tables(&report["stall"], STALL, both)?;
     text += &format!("\n## Memory of idle machines\n\n{FOOTPRINT}\n{}", footprint(report));
     Ok(text)
 }
@@ -92,8 +97,8 @@ pub fn figures(report: &Value) -> Result<Value> {
         "n": report["n"], "memory_mb": report["memory_mb"], "monitor": report["monitor"],
         "firecracker": report["firecracker"], "footprint_kib": report["footprint"],
     });
-    for kind in ["create", "stall"] {
-        for (side, _) in SIDES {
+    for (kind, sides) in KINDS {
+        for (side, _) in sides {
             for part in ["steps", "moments"] {
                 let rows = rows(&report[kind][side][part])?;
                 let rows: Map<String, Value> = rows
@@ -114,6 +119,16 @@ pub fn figures(report: &Value) -> Result<Value> {
     Ok(figures)
 }
 
+/// The steps of each side, and the moments of all.
+fn tables(kind: &Value, sides: Sides, both: bool) -> Result<String> {
+    let shown = &sides[..sides.len() - usize::from(!both)];
+    let mut text = String::new();
+    for (side, name) in shown {
+        text += &format!("\n{}", steps(&kind[side]["steps"], name)?);
+    }
+    Ok(text + "\n" + &moments(kind, shown, both)?)
+}
+
 /// A table of steps that add up.
 fn steps(steps: &Value, title: &str) -> Result<String> {
     let rows = rows(steps)?;
@@ -125,25 +140,39 @@ fn steps(steps: &Value, title: &str) -> Result<String> {
     Ok(text + &format!("| **sum** | | | | | {total:.0} |\n"))
 }
 
-/// A table of moments, side by side.
-fn moments(pairs: &Value, both: bool) -> Result<String> {
-    let ours = rows(&pairs["ours"]["moments"])?;
-    if !both {
-        let mut text = format!("| µs | n | min | p50 | p95 | mean |\n{}", rule(5));
-        ours.iter().for_each(|(name, samples)| text += &row(name, samples));
-        return Ok(text);
+/// A table of moments, side by side: medians, and how often ours fits into the last one's.
+fn moments(kind: &Value, sides: &[(&str, &str)], both: bool) -> Result<String> {
+    let columns = sides.iter().map(|(side, name)| Ok((*name, rows(&kind[side]["moments"])?)));
+    let columns = columns.collect::<Result<Vec<_>>>()?;
+    let compared = if both { columns.len() - 1 } else { 0 };
+    let mut text = "| p50, µs | n |".to_owned();
+    columns.iter().for_each(|(name, _)| text += &format!(" {name} |"));
+    columns[..compared].iter().for_each(|(name, _)| text += &format!(" ratio, {name} |"));
+    text += &format!("\n{}", rule(1 + columns.len() + compared));
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in columns.iter().flat_map(|(_, rows)| rows) {
+        if !names.contains(&&**name) {
+            names.push(name);
+        }
     }
-    let theirs = rows(&pairs["theirs"]["moments"])?;
-    let mut text = format!("| p50, µs | pairs | ours | Firecracker | ratio |\n{}", rule(4));
-    for (name, samples) in &ours {
-        let (_, others) =
-            theirs.iter().find(|(other, _)| other == name).context("a moment of one side only")?;
-        let [our, their] = [samples, others].map(|samples| percentile(samples, 0.5));
-        text += &format!(
-            "| {name} | {} | {our:.0} | {their:.0} | {:.2} |\n",
-            samples.len().min(others.len()),
-            their / our
-        );
+    for name in names {
+        let of = |(_, rows): &(&str, Vec<(String, Vec<f64>)>)| {
+            let samples = &rows.iter().find(|(other, _)| other == name)?.1;
+            Some((samples.len(), percentile(samples, 0.5)))
+        };
+        let cells: Vec<Option<(usize, f64)>> = columns.iter().map(of).collect();
+        let number = |value: Option<f64>, digits: usize| match value {
+            Some(value) => format!(" {value:.digits$} |"),
+            None => " – |".to_owned(),
+        };
+        let count = cells.iter().flatten().map(|(count, _)| *count).min().unwrap_or(0);
+        text += &format!("| {name} | {count} |");
+        cells.iter().for_each(|cell| text += &number(cell.map(|it| it.1), 0));
+        let last = cells.last().copied().flatten();
+        for cell in &cells[..compared] {
+            text += &number(last.zip(*cell).map(|(theirs, ours)| theirs.1 / ours.1), 2);
+        }
+        text += "\n";
     }
     Ok(text)
 }
@@ -156,7 +185,7 @@ fn footprint(report: &Value) -> String {
         report["alive"],
         rule(6)
     );
-    for (side, name) in SIDES {
+    for (side, name) in STALL {
         for (when, weight) in report["footprint"][side].as_object().into_iter().flatten() {
             let kib = |value: &Value| match value.as_f64() {
                 Some(kib) => format!("{kib:.0}"),
@@ -212,11 +241,13 @@ mod tests {
                 "moments": [["running", [2.0 * by, 2.0 * by]]],
             })
         };
-        let pairs = json!({ "ours": side(10.0), "theirs": side(40.0) });
-        let table = steps(&pairs["ours"]["steps"], "ours").unwrap();
+        let mut kind = json!({ "ours": side(10.0), "theirs": side(40.0) });
+        let table = steps(&kind["ours"]["steps"], "ours").unwrap();
         assert!(table.ends_with("| **sum** | | | | | 30 |\n"), "{table}");
-        let table = moments(&pairs, true).unwrap();
+        let table = moments(&kind, STALL, true).unwrap();
         assert!(table.ends_with("| running | 2 | 20 | 80 | 4.00 |\n"), "{table}");
-        assert!(moments(&pairs, false).unwrap().ends_with("| running | 2 | 20 | 20 | 20 | 20 |\n"));
+        assert!(moments(&kind, &STALL[..1], false).unwrap().ends_with("| running | 2 | 20 |\n"));
+        kind["theirs"]["moments"] = json!([]);
+        assert!(moments(&kind, STALL, true).unwrap().ends_with("| running | 2 | 20 | – | – |\n"));
     }
 }

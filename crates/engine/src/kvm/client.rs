@@ -100,7 +100,16 @@ impl Client {
 
     /// Lets the vCPUs run; where the time went.
     pub async fn run(&self) -> Result<Stages, EngineError> {
-        match self.ask(Request::Run, Vec::new(), RUN).await?.body {
+        self.timed(Request::Run, RUN).await
+    }
+
+    /// Does what running would, ahead of time; where that went.
+    pub async fn make_ready(&self) -> Result<Stages, EngineError> {
+        self.timed(Request::Ready, READY).await
+    }
+
+    async fn timed(&self, request: Request, deadline: Deadline) -> Result<Stages, EngineError> {
+        match self.ask(request, Vec::new(), deadline).await?.body {
             Reply::Ran(stages) => Ok(stages),
             other => Err(unexpected(&other)),
         }
@@ -219,6 +228,8 @@ pub(super) const PROVE: Deadline = within(30, "the proof that KVM works");
 pub(super) const START: Deadline = within(30, "the start of a machine");
 /// For making a virtual machine and its threads.
 const RUN: Deadline = within(20, "running a machine");
+/// For that, and all pages that a machine needs first.
+const READY: Deadline = within(30, "making a machine ready");
 /// For ending its threads and reading its state.
 const PAUSE: Deadline = within(20, "pausing a machine");
 /// For a copy of the process, and for what the copy does before it can be used.

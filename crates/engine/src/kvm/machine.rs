@@ -62,6 +62,18 @@ async fn last_words(over: impl Future<Output = Over>) -> Option<Exit> {
 }
 
 impl Controls {
+    async fn make_ready(self: Arc<Self>) -> Result<Stages, EngineError> {
+        to_its_end(async move {
+            let _body = self.body.lock().await;
+            let mut laps = Laps::new();
+            laps.lap_of(&self.client.make_ready().await?, "answer");
+            let stages = laps.finish();
+            tracing::debug!(?stages, "is ready");
+            Ok(stages)
+        })
+        .await
+    }
+
     async fn run(self: Arc<Self>) -> Result<Stages, EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
@@ -141,6 +153,10 @@ impl Machine for KvmMachine {
 
     fn set_background(&self, background: bool) {
         self.life.set_background(background);
+    }
+
+    async fn make_ready(&self) -> Result<Stages, EngineError> {
+        self.controls.clone().make_ready().await
     }
 
     async fn run(&self) -> Result<Stages, EngineError> {

@@ -6,7 +6,7 @@
 //! [`Reply::Ended`] alone.
 //!
 //! ```text
-//!   Start ─▶ standing still ⇄ Run / Pause ─▶ running
+//!   Start ─▶ standing still ⇄ [Ready,] Run / Pause ─▶ running
 //!                 │  ▲                          │
 //!       Save,     │  └──── a copy is born here ─┤ Fork
 //!       Record  ◀─┘                             ▼
@@ -94,6 +94,9 @@ pub enum Request {
     /// for a boot `Kernel` and `Initrd`; for a restore any `Layer`s, `Top`, `Memory`, `State`,
     /// maybe `Diff` and `WorkingSet`.
     Start(Start),
+    /// Does ahead of time what running would, for a machine that stands still and that nobody waits
+    /// for yet. The answer is [`Reply::Ran`].
+    Ready,
     /// Lets the vCPUs run.
     Run,
     /// Stops them; memory and devices stay.

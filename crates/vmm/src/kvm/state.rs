@@ -81,8 +81,8 @@ pub fn save(host: &Host, vm: &Vm, vcpus: &[Vcpu]) -> Result<VmState, KvmError> {
     Ok(VmState { cpus, clock })
 }
 
-/// Gives a new machine this state.
-pub fn restore(host: &Host, vm: &Vm, vcpus: &[Vcpu], state: &VmState) -> Result<(), RestoreError> {
+/// Gives a new machine this state, all of it but what counts time.
+pub fn restore(host: &Host, vcpus: &[Vcpu], state: &VmState) -> Result<(), RestoreError> {
     if vcpus.len() != state.cpus.len() {
         return Err(RestoreError::Senseless("another number of vCPUs"));
     }
@@ -93,6 +93,25 @@ pub fn restore(host: &Host, vm: &Vm, vcpus: &[Vcpu], state: &VmState) -> Result<
     for (vcpu, state) in vcpus.iter().zip(&state.cpus) {
         restore_cpu(host, vcpu.fd(), state)?;
     }
+    Ok(())
+}
+
+/// Gives a machine that has its state its time as well, from which moment on it passes.
+pub fn start_time(vm: &Vm, vcpus: &[Vcpu], state: &VmState) -> Result<(), RestoreError> {
+    for (vcpu, state) in vcpus.iter().zip(&state.cpus) {
+        // The deadline is relative to the counter, or the timer fires at once or never.
+        for counted in [TSC, TSC_DEADLINE] {
+            let register = state.msrs.iter().copied().filter(|(index, _)| *index == counted);
+            set_msrs(vcpu.fd(), &register.collect::<Vec<_>>())?;
+        }
+        // Tells the guest's watchdogs that it stood still. Refused by guests without the clock.
+        match vcpu.fd().kvmclock_ctrl() {
+            Err(e) if e.errno() != libc::EINVAL => {
+                return Err(refused("announce the pause")(e).into());
+            }
+            _ => {}
+        }
+    }
     // Without flags: time goes on where it stood, for this guest has not lived meanwhile.
     let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
     vm.fd().set_clock(&clock).map_err(refused("set the clock"))?;
@@ -102,6 +121,10 @@ pub fn restore(host: &Host, vm: &Vm, vcpus: &[Vcpu], state: &VmState) -> Result<
 fn save_cpu(host: &Host, vcpu: &VcpuFd) -> Result<CpuState, KvmError> {
     // First: it makes pending events of the local APIC happen, which may change the registers.
     let mp_state = vcpu.get_mp_state().map_err(refused("read the vCPU's state"))?;
+    // And this, read again below: an exception that is due may have a part that belongs into CR2 or
+    // DR6, where KVM puts it when it is asked for the events.
+    let events = || vcpu.get_vcpu_events().map_err(refused("read pending events"));
+    events()?;
     let regs = vcpu.get_regs().map_err(refused("read registers"))?;
     let sregs = vcpu.get_sregs().map_err(refused("read special registers"))?;
     let xsave = get_xsave(host, vcpu)?;
@@ -116,7 +139,7 @@ fn save_cpu(host: &Host, vcpu: &VcpuFd) -> Result<CpuState, KvmError> {
         .to_vec();
     let msrs = get_msrs(host, vcpu)?;
     // Last: the steps before may have made some of them happen.
-    let events = vcpu.get_vcpu_events().map_err(refused("read pending events"))?;
+    let events = events()?;
     Ok(CpuState {
         cpuid,
         mp_state,
@@ -145,13 +168,9 @@ fn restore_cpu(host: &Host, vcpu: &VcpuFd, state: &CpuState) -> Result<(), Resto
     vcpu.set_debug_regs(&state.debug_regs).map_err(refused("set debug registers"))?;
     // Before the MSRs: a deadline is only taken by a timer that is in the mode for it.
     vcpu.set_lapic(&state.lapic).map_err(refused("set the local APIC"))?;
-    set_msrs(vcpu, &state.msrs)?;
-    vcpu.set_vcpu_events(&state.events).map_err(refused("set pending events"))?;
-    // Tells the guest's watchdogs that it stood still. Refused by guests without the clock.
-    match vcpu.kvmclock_ctrl() {
-        Err(e) if e.errno() != libc::EINVAL => Err(refused("announce the pause")(e).into()),
-        _ => Ok(()),
-    }
+    let timeless = |(index, _): &(u32, u64)| ![TSC, TSC_DEADLINE].contains(index);
+    set_msrs(vcpu, &state.msrs.iter().copied().filter(timeless).collect::<Vec<_>>())?;
+    Ok(vcpu.set_vcpu_events(&state.events).map_err(refused("set pending events"))?)
 }
 
 fn restore_frequency(host: &Host, vcpu: &VcpuFd, theirs: u32) -> Result<(), RestoreError> {
@@ -225,9 +244,7 @@ fn set_msrs(vcpu: &VcpuFd, saved: &[(u32, u64)]) -> Result<(), RestoreError> {
     if let Some((index, _)) = saved.iter().find(|(index, _)| !msrs::is_state(*index)) {
         return Err(RestoreError::Msr(*index));
     }
-    let (last, first): (Vec<_>, Vec<_>) =
-        saved.iter().copied().partition(|(index, _)| *index == TSC_DEADLINE);
-    for chunk in first.chunks(MSRS_PER_CALL).chain(last.chunks(MSRS_PER_CALL)) {
+    for chunk in saved.chunks(MSRS_PER_CALL) {
         let list = entries(chunk.iter().copied());
         // It stops at the first that it refuses, without an error.
         let count = vcpu.set_msrs(&list).map_err(refused("set MSRs"))?;

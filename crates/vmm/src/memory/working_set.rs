@@ -11,7 +11,8 @@ use std::os::unix::fs::FileExt;
 use serde::{Deserialize, Serialize};
 
 use super::pages::{self, Kind};
-use super::{Extent, Mapping};
+use super::{Extent, Mapping, PAGE};
+use crate::kvm::Vcpu;
 
 /// Longest list in bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -71,6 +72,17 @@ impl WorkingSet {
         self.advise(mapping, &self.written, libc::MADV_POPULATE_WRITE);
     }
 
+    /// Maps all of it where the guest's processor looks, too. Costs a walk and a fault for each
+    /// page, of which the guest touches only some: it is for when nobody waits.
+    pub fn premap(&self, mapping: &Mapping, vcpu: &Vcpu) {
+        let extents = self.written.iter().chain(&self.read);
+        for extent in extents.filter(|extent| mapping.holds(extent)) {
+            if vcpu.premap(extent.start * PAGE, extent.count * PAGE).is_err() {
+                return; // not known here, or no memory for it now
+            }
+        }
+    }
+
     fn advise(&self, mapping: &Mapping, extents: &[Extent], advice: i32) {
         // What a kernel does not know, or has no memory for now, happens later by itself.
         for extent in extents.iter().filter(|extent| mapping.holds(extent)) {
@@ -81,7 +93,6 @@ impl WorkingSet {
 
 #[cfg(test)]
 mod tests {
-    use super::super::PAGE;
     use super::*;
 
     #[test]

@@ -75,6 +75,7 @@ impl Monitor {
                 let start = start.clone();
                 self.start(&start, received)
             }
+            Request::Ready => self.ready(),
             Request::Run => self.run(),
             Request::Pause => self.pause(),
             // Comes back in the copy, too, where `self` is the copy's monitor.
@@ -102,6 +103,12 @@ impl Monitor {
     fn machine(&mut self) -> Result<&mut Machine, Failure> {
         let nothing = || Failure::Refused("there is no machine yet".into());
         self.machine.as_mut().ok_or_else(nothing)
+    }
+
+    fn ready(&mut self) -> Answer {
+        let mut clock = Stages::new();
+        self.machine()?.make_ready(&mut clock).map_err(start::machine_failure)?;
+        Ok((Reply::Ran(clock.take()), None))
     }
 
     fn run(&mut self) -> Answer {
