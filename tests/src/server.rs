@@ -178,6 +178,21 @@ impl Server {
         bail!("no zygotes: {}\n{}", client.get("/v1/stats")?.text(), self.log())
     }
 
+    /// Waits until the pool of every built template is full.
+    pub fn wait_for_pool(&self) -> Result<()> {
+        let client = self.client();
+        let full = || {
+            let stats = client.get("/v1/stats").map(|a| a.json()).unwrap_or_default();
+            let count = |name: &str| stats[name].as_u64();
+            count("parked").is_some_and(|parked| parked > 0)
+                && stats["parked"] == stats["parked_wanted"]
+        };
+        if wait_until(Duration::from_secs(120), full) {
+            return Ok(());
+        }
+        bail!("the pool stays empty: {}\n{}", client.get("/v1/stats")?.text(), self.log())
+    }
+
     /// Process ids of the machines that are no sandbox's.
     pub fn spare_machines(&self) -> Result<Vec<u32>> {
         let client = self.client();

@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use anyhow::Context;
 use pandastack_proto::{ErrorCode, Failure, Identity};
 use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::failure::{because, refuse};
@@ -66,7 +67,8 @@ impl Files {
         self.set_name(&identity.hostname).map_err(step("host name"))?;
         let line = |id: &str| format!("{id}\n").into_bytes();
         replace(&self.machine_id, &line(&identity.machine_id)).map_err(step("machine id"))?;
-        replace(&self.boot_id, &line(&identity.boot_id)).map_err(step("boot id"))
+        replace(&self.boot_id, &line(&identity.boot_id)).map_err(step("boot id"))?;
+        tell_programs().map_err(because(|| "cannot tell the programs that run".into()))
     }
 
     fn set_name(&self, name: &str) -> rustix::io::Result<()> {
@@ -78,6 +80,22 @@ impl Files {
         let mut old = (&self.hosts).take(MAX_HOSTS);
         let _ = (&self.hosts).rewind().and_then(|()| old.read_to_string(&mut hosts));
         replace(&self.hosts, with_own_name(&hosts, name).as_bytes())
+    }
+}
+
+/// Tells programs that were running when their machine was copied. By default the signal is ignored;
+/// one that has random numbers of its own, or talks to somebody who knows its original, handles it
+/// (docs/copies.md). Comes last: what they ask for then is new.
+fn tell_programs() -> rustix::io::Result<()> {
+    // Every process of a tenant descends from this one. Without any, nobody is bothered: the kernel's
+    // own threads would be looked at, and each look is a page of memory that a copy has to copy.
+    let any = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    if matches!(waitid(WaitId::All, any), Err(Errno::CHILD)) {
+        return Ok(());
+    }
+    match sys::signal_all(libc::SIGURG) {
+        Err(Errno::SRCH) => Ok(()),
+        told => told,
     }
 }
 

@@ -38,6 +38,12 @@ pub fn reseed(random: BorrowedFd<'_>, entropy: &[u8]) -> rustix::io::Result<()> 
     Ok(())
 }
 
+/// Sends a signal to every process but the caller and process 1.
+pub fn signal_all(signal: libc::c_int) -> rustix::io::Result<()> {
+    // SAFETY: takes two numbers.
+    check(unsafe { libc::kill(-1, signal) }).map(drop)
+}
+
 /// Blocks SIGCHLD and returns a descriptor that is readable while one is pending.
 pub fn child_signals() -> rustix::io::Result<OwnedFd> {
     // SAFETY: the set is initialised by sigemptyset before it is used, and the descriptor that

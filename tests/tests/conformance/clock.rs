@@ -59,6 +59,23 @@ fn the_wall_clock_is_right_after_forks_and_snapshots() -> Result<()> {
     assert_right(&client.thaw(&snapshot)?, "after a snapshot")
 }
 
+/// A machine that waits in the pool does not live meanwhile.
+#[test]
+fn a_parked_machine_does_not_age() -> Result<()> {
+    let server = Server::start(Options { pool: 1, fork: true, ..Options::default() })?;
+    server.wait_for_pool()?;
+    let young = uptime(&server.client().base()?)?;
+    server.wait_for_pool()?;
+    let aside = deadline(ASIDE).min(5 * ASIDE);
+    thread::sleep(aside);
+    let sandbox = server.client().base()?;
+    assert_eq!(sandbox.object["boot_mode"], "pool");
+    assert_right(&sandbox, "after a while in the pool")?;
+    let aged = uptime(&sandbox)? - young;
+    ensure!(aged.abs() < aside.as_secs_f64() / 2.0, "it aged by {aged} s");
+    Ok(())
+}
+
 /// A timer that was set before goes off after, and the monotonic clock is never behind what a
 /// program has seen of it.
 #[test]

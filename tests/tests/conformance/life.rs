@@ -16,6 +16,13 @@ fn a_forked_sandbox_works_from_its_create_to_its_delete() -> Result<()> {
 }
 
 #[test]
+fn a_parked_sandbox_works_from_its_create_to_its_delete() -> Result<()> {
+    let server = Server::start(Options { pool: 1, fork: true, ..Options::default() })?;
+    server.wait_for_pool()?;
+    lives(&server, "pool")
+}
+
+#[test]
 fn a_restored_sandbox_works_from_its_create_to_its_delete() -> Result<()> {
     let server = Server::start(Options::default())?;
     lives(&server, "snapshot")?;

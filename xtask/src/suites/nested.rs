@@ -48,8 +48,8 @@ const RUNNER: &str = include_str!("nested.py");
 /// What always runs: a test of each kind.
 const SOME: [(&str, &str); 1] = [(
     "NESTED_TESTS",
-    "life::a_forked,life::a_restored,snapshots::a_snapshot_is,ends::,forks::a_chain,forks::two,\
-     limits::a_machine,sample",
+    "life::a_forked,life::a_parked,life::a_restored,clock::a_parked,snapshots::a_snapshot_is,ends::,\
+     forks::a_chain,forks::two,limits::a_machine,sample",
 )];
 
 /// Runs a test of each kind.

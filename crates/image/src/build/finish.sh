@@ -9,6 +9,7 @@
 #   PANDA_UUID          UUID of the file system
 #   PANDA_MODULES       kernel modules the initramfs loads, without their dependencies
 #   PANDA_TIDY          text of the script to run inside the tree, tidy.sh
+#   PANDA_SITE          for that script: what Python runs first, sitecustomize.py
 #   PANDA_PREPARE       for that script: shell lines of the recipe
 #
 # Lines that start with "pandastack:" are progress.

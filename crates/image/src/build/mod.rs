@@ -45,6 +45,9 @@ const FINISH: &str = include_str!("finish.sh");
 /// Runs inside that tree.
 const TIDY: &str = include_str!("tidy.sh");
 
+/// What every interpreter of Python in a template runs first.
+const SITE: &str = include_str!("sitecustomize.py");
+
 /// Where to build without root when others cannot get to the data directory.
 const SHARED_TMP: &str = "/var/tmp";
 
@@ -56,7 +59,9 @@ pub(crate) fn root_key(recipe: &Recipe) -> String {
         hasher.update(&(text.len() as u64).to_le_bytes());
         hasher.update(text.as_bytes());
     };
-    for text in ["root", &FORMAT.to_string(), EPOCH, UUID, MODULES, FINISH, TIDY, &recipe.suite] {
+    for text in
+        ["root", &FORMAT.to_string(), EPOCH, UUID, MODULES, FINISH, TIDY, SITE, &recipe.suite]
+    {
         field(text);
     }
     for list in [&recipe.packages, &recipe.prepare] {
@@ -184,6 +189,7 @@ fn environment<'a>(
         .env("PANDA_UUID", UUID)
         .env("PANDA_MODULES", MODULES)
         .env("PANDA_TIDY", TIDY)
+        .env("PANDA_SITE", SITE)
         .env("PANDA_PREPARE", recipe.prepare.join("\n"))
 }
 

@@ -11,6 +11,14 @@ ease_python() {
     rm -f usr/lib/python3*/EXTERNALLY-MANAGED
 }
 
+# In Debian's file for such things, which environments made with venv run as well.
+customize_python() {
+    for site in etc/python3*/sitecustomize.py; do
+        [ -e "$site" ] || continue
+        printf '\n%s' "$PANDA_SITE" >> "$site"
+    done
+}
+
 # Licences stay; what only a person at a terminal would read goes.
 drop_documentation() {
     find usr/share/doc -type f ! -name copyright -delete
@@ -45,6 +53,7 @@ forget_host() {
 
 echo "pandastack: filesystem clean"
 ease_python
+customize_python
 drop_documentation
 sh -eu -c "$PANDA_PREPARE"
 echo "pandastack: filesystem compile"
