@@ -16,7 +16,7 @@ mod surroundings;
 
 pub use client::{Answer, Client};
 pub use footprint::{Footprint, groups_of};
-pub use numbers::Numbers;
+pub use numbers::{Numbers, every};
 pub use process::{descendants, is_alive, kill, machines_below, open_descriptors, wait_until};
 pub use random::Random;
 pub use sandbox::{Sandbox, Tree};

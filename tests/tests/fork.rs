@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pandastack_tests::{
-    Client, Options, Sandbox, Server, Stress, descendants, is_alive, kill, wait_until,
+    Client, Options, Sandbox, Server, Stress, descendants, every, is_alive, kill, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -57,10 +57,9 @@ fn a_child_has_everything_of_its_parent_and_goes_its_own_way() -> Result<()> {
     let client = server.client();
     let parent = client.base()?;
     assert_eq!(parent.object["boot_mode"], "fork");
-    // Moved into place, so that a reader never meets an empty file.
-    let counter = "(i=0; while sleep 0.05; do i=$((i+1)); echo $i > /dev/shm/m; \
-                   mv /dev/shm/m /dev/shm/n; done) >/dev/null 2>&1 </dev/null & echo $!";
-    let counting = parent.output(counter)?;
+    let counter = every("0.05", "echo $i > /dev/shm/n");
+    let counter = format!("{counter} >/dev/null 2>&1 </dev/null & echo $!");
+    let counting = parent.output(&counter)?;
     parent.output("echo disk > /root/file; echo memory > /dev/shm/file")?;
     assert!(wait_until(Duration::from_secs(20), || {
         parent.output("cat /dev/shm/n 2>/dev/null; true").is_ok_and(|n| !n.is_empty())
@@ -73,7 +72,9 @@ fn a_child_has_everything_of_its_parent_and_goes_its_own_way() -> Result<()> {
         // The process goes on in the child, from where it was.
         child.output(&format!("kill -0 {}", counting.trim()))?;
         let read = || child.output("cat /dev/shm/n").ok()?.trim().parse::<u64>().ok();
-        let first = read().context("the counter")?;
+        // A reader may find the file empty while it is written.
+        assert!(wait_until(Duration::from_secs(20), || read().is_some()));
+        let first = read().unwrap_or(0);
         assert!(wait_until(Duration::from_secs(20), || read().is_some_and(|n| n > first)));
     }
     children[0].output("echo other > /root/file; echo other > /dev/shm/file; sync")?;

@@ -4,16 +4,24 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use pandastack_tests::{Numbers, Sandbox, Server, wait_until};
+use anyhow::{Context, Result, anyhow};
+use pandastack_tests::{Numbers, Sandbox, Server, every, wait_until};
 use serde_json::json;
 
-/// Counts in memory; moved into place, so that a reader never meets an empty file.
-const COUNTER: &str = "(i=0; while sleep 0.2; do i=$((i+1)); echo $i > /dev/shm/m; \
-                       mv /dev/shm/m /dev/shm/n; done) >/dev/null 2>&1 </dev/null & echo $!";
+/// Counts in memory, in the background.
+fn start_counter(sandbox: &Sandbox) -> Result<String> {
+    let counter = every("0.2", "echo $i > /dev/shm/n");
+    sandbox.output(&format!("{counter} >/dev/null 2>&1 </dev/null & echo $!"))
+}
 
-fn count(sandbox: &Sandbox) -> Option<u64> {
-    sandbox.output("cat /dev/shm/n 2>/dev/null; true").ok()?.trim().parse().ok()
+/// How far it is; a reader may find the file empty while it is written.
+fn count(sandbox: &Sandbox) -> Result<u64> {
+    let mut found = Err(anyhow!("no number"));
+    wait_until(Duration::from_secs(20), || {
+        found = sandbox.output("cat /dev/shm/n").and_then(|n| Ok(n.trim().parse()?));
+        found.is_ok()
+    });
+    found
 }
 
 fn read(sandbox: &Sandbox) -> Result<String> {
@@ -25,9 +33,8 @@ fn one_child_and_eight_have_everything_of_their_parent() -> Result<()> {
     let server = Server::forking()?;
     let client = server.client();
     let parent = client.base()?;
-    let counting = parent.output(COUNTER)?;
+    let counting = start_counter(&parent)?;
     parent.output("echo disk > /root/file; echo memory > /dev/shm/file")?;
-    assert!(wait_until(Duration::from_secs(20), || count(&parent).is_some()), "no counter");
     for children in [1, 8] {
         let before = count(&parent).context("the parent's counter")?;
         let tree = parent.fork_tree(children)?;
@@ -43,7 +50,7 @@ fn one_child_and_eight_have_everything_of_their_parent() -> Result<()> {
             child.output(&format!("kill -0 {}", counting.trim()))?;
             let first = count(child).context("the child's counter")?;
             assert!(first >= before, "{first} after {before}");
-            let more = || count(child).is_some_and(|now| now > first);
+            let more = || count(child).is_ok_and(|now| now > first);
             assert!(wait_until(Duration::from_secs(20), more), "a child's counter stands still");
         }
         for (index, child) in tree.children.iter().enumerate() {
@@ -58,7 +65,7 @@ fn one_child_and_eight_have_everything_of_their_parent() -> Result<()> {
         }
     }
     let last = count(&parent).context("the parent's counter")?;
-    assert!(wait_until(Duration::from_secs(20), || count(&parent).is_some_and(|n| n > last)));
+    assert!(wait_until(Duration::from_secs(20), || count(&parent).is_ok_and(|n| n > last)));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pandastack_tests::{Sandbox, Server, wait_until};
+use pandastack_tests::{Sandbox, Server, every, wait_until};
 
 /// A line for each thing that must differ: its name and what it is here.
 const NEW_PROCESS: &str = r#"python3 -c '
@@ -116,12 +116,12 @@ fn a_program_that_was_running_gets_other_randomness_from_its_kernel() -> Result<
 fn every_program_of_a_copy_is_told_and_none_of_its_original() -> Result<()> {
     let server = Server::forking()?;
     let source = server.client().base()?;
-    source.output(
-        "setsid bash -c 'trap \"date > /dev/shm/told\" URG; touch /dev/shm/ready; \
-         while :; do sleep 0.1; done' >/dev/null 2>&1 </dev/null & \
+    let listener = every("0.1", "trap \"date > /dev/shm/told\" URG; touch /dev/shm/ready");
+    source.output(&format!(
+        "setsid {listener} >/dev/null 2>&1 </dev/null & \
          setsid sleep 1000 >/dev/null 2>&1 </dev/null & \
          until [ -e /dev/shm/ready ]; do sleep 0.1; done",
-    )?;
+    ))?;
     let child = source.fork(1)?.remove(0);
     source.pause()?;
     source.resume()?;
