@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
-use pandastack_engine::agent::{AgentClient, AgentError, ErrorCode, Identity};
+use pandastack_engine::agent::{AgentClient, AgentError, DEADLINE, ErrorCode, Identity};
 use pandastack_proto::{
     Decoder, Encoder, Hello, Incoming, Kind, Outcome, Reply, Request, Sealed, VERSION, nonce_from,
     parse,
@@ -24,7 +24,7 @@ async fn a_resume_changes_the_token_and_nothing_of_this_host() {
     let name = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     let before = name();
     let identity = Identity::random("sandbox-1").unwrap();
-    let ack = agent.client.resume(&identity).await.unwrap();
+    let ack = agent.client.resume(&identity, DEADLINE).await.unwrap();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let lag = now.saturating_sub(Duration::from_nanos(ack.unix_ns));
     assert!(lag < Duration::from_secs(5));
@@ -36,17 +36,17 @@ async fn a_resume_changes_the_token_and_nothing_of_this_host() {
     assert_eq!(code(agent.client.ping().await), ErrorCode::Unauthorized);
     assert_eq!(code(agent.client.run(shell("true")).await), ErrorCode::Unauthorized);
     assert_eq!(code(agent.client.list("/").await), ErrorCode::Unauthorized);
-    assert_eq!(code(agent.client.resume(&identity).await), ErrorCode::Unauthorized);
+    assert_eq!(code(agent.client.resume(&identity, DEADLINE).await), ErrorCode::Unauthorized);
     agent.client.set_token(identity.token);
 
     let second = Identity::random("sandbox-2").unwrap();
-    agent.client.resume(&second).await.unwrap();
+    agent.client.resume(&second, DEADLINE).await.unwrap();
     agent.client.set_token(identity.token);
     assert_eq!(code(agent.client.ping().await), ErrorCode::Unauthorized);
     agent.client.set_token(second.token);
     agent.client.ping().await.unwrap();
     let malformed = Identity { hostname: "a b".into(), ..second };
-    assert_eq!(code(agent.client.resume(&malformed).await), ErrorCode::InvalidArgument);
+    assert_eq!(code(agent.client.resume(&malformed, DEADLINE).await), ErrorCode::InvalidArgument);
 }
 
 #[tokio::test]

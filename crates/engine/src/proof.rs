@@ -99,7 +99,7 @@ fn refused(why: &str) -> EngineError {
 
 async fn run(machine: &dyn Machine, name: &str) -> Result<(), EngineError> {
     machine.run().await?;
-    machine.agent().resume(&Identity::random(name)?).await?;
+    machine.agent().resume(&Identity::random(name)?, DEADLINE).await?;
     Ok(())
 }
 

@@ -156,7 +156,7 @@ pub(crate) async fn adopt(
         stages.mark("run");
         machine
             .agent()
-            .resume(identity)
+            .resume(identity, deadline)
             .await
             .map_err(|error| CreateError::Machine(error.into()))?;
         stages.mark("handshake");
@@ -195,7 +195,7 @@ async fn warm_up(
     machine.agent().hello(deadline).await?;
     // A rehearsal: what a guest does to become somebody is translated now and not while a client
     // waits. Nobody ever learns this identity, and the next one replaces all of it.
-    machine.agent().resume(&Identity::random("parked")?).await?;
+    machine.agent().resume(&Identity::random("parked")?, deadline).await?;
     for line in lines {
         let ran = timeout(WARM_UP, run_line(machine, line)).await;
         ran.map_err(|_| EngineError::Deadline("a warm-up line"))??;

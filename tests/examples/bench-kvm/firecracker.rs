@@ -183,7 +183,7 @@ impl Firecracker {
         laps.moment("guest running");
         let agent = agent.await??;
         laps.lap("agent connected");
-        agent.resume(&Identity::random("firecracker")?).await?;
+        agent.resume(&Identity::random("firecracker")?, PATIENCE).await?;
         laps.lap("identity acknowledged");
         laps.moment("first answer");
         Ok(Restored { process, agent, listener })

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::footprint::{self, Footprint};
 use crate::laps::Laps;
-use crate::{DISK_MB, Plan, TOUCH, WARM_UP, directory, echo, shell, write_to_disk};
+use crate::{DISK_MB, PATIENCE, Plan, TOUCH, WARM_UP, directory, echo, shell, write_to_disk};
 
 /// The engine with a zygote.
 pub struct Ours {
@@ -152,7 +152,7 @@ async fn first_steps(machine: &dyn Machine, name: &str, laps: &mut Laps) -> Resu
     let stages = machine.run().await?;
     laps.lap_of("run", &stages);
     laps.moment("guest running");
-    machine.agent().resume(&Identity::random(name)?).await?;
+    machine.agent().resume(&Identity::random(name)?, PATIENCE).await?;
     laps.lap("identity acknowledged");
     laps.moment("first answer");
     echo(machine.agent()).await?;
@@ -167,7 +167,7 @@ async fn first_steps(machine: &dyn Machine, name: &str, laps: &mut Laps) -> Resu
 /// Makes a machine somebody's, and has it answer.
 async fn adopt(machine: &dyn Machine, name: &str) -> Result<()> {
     machine.run().await?;
-    machine.agent().resume(&Identity::random(name)?).await?;
+    machine.agent().resume(&Identity::random(name)?, PATIENCE).await?;
     echo(machine.agent()).await
 }
 

@@ -4,7 +4,7 @@
 //! only receive what it was granted, and a peer that breaks the protocol loses the connection.
 //! A connection holds at most 256 streams of 256 KiB for consumers that do not read.
 //!
-//! Every wait is bounded. An operation has [`DEADLINE`]; a command has its own timeout, which the
+//! Every wait is bounded. An operation has [`DEADLINE`], but for [`AgentClient::resume`]; a command has its own timeout, which the
 //! agent enforces, and [`GRACE`] on top of it here, in case the agent does not. Dropping the
 //! future or the object of an operation cancels it in the guest.
 
@@ -97,10 +97,15 @@ impl AgentClient {
     }
 
     /// Gives the guest an identity, the time of now and fresh entropy. From here on the client
-    /// uses the identity's token and the guest refuses the one before.
-    pub async fn resume(&self, identity: &Identity) -> Result<ResumeAck, AgentError> {
+    /// uses the identity's token and the guest refuses the one before. It is the first thing that a
+    /// new machine does, among others that are new: who makes it knows how long that may take.
+    pub async fn resume(
+        &self,
+        identity: &Identity,
+        deadline: Duration,
+    ) -> Result<ResumeAck, AgentError> {
         let handle = self.link.open(Request::Resume(identity.message()), &[])?;
-        match reply(&handle).await? {
+        match reply_within(&handle, deadline).await? {
             Reply::Resumed(ack) => {
                 self.link.set_token(identity.token);
                 Ok(ack)

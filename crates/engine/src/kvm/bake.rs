@@ -159,7 +159,7 @@ async fn rehearse_first_steps(
     let agent = AgentClient::connect(agent);
     monitor.client.run().await?;
     agent.hello(ANSWER_DEADLINE).await?;
-    agent.resume(&Identity::random("rehearsal")?).await?;
+    agent.resume(&Identity::random("rehearsal")?, ANSWER_DEADLINE).await?;
     agent.ping().await?;
     for line in [TRIVIAL].into_iter().chain(job.image.warm_up.first().map(String::as_str)) {
         run_line(&agent, line, job.log).await?;
