@@ -92,9 +92,9 @@ async fn measure(plan: &Plan) -> Result<Value> {
     };
     let theirs = theirs.as_ref();
     let create = creates(plan.n, &ours, theirs).await?;
-    eprintln!("{} creates: done", plan.n);
+    eprintln!();
     let stall = stalls(plan.n, &ours, theirs).await?;
-    eprintln!("{} stalls: done", plan.n);
+    eprintln!();
     let mut footprint = json!({ "ours": ours.footprint(ALIVE).await? });
     if let Some(theirs) = theirs {
         footprint["theirs"] = theirs.footprint(ALIVE).await?;
@@ -128,10 +128,16 @@ impl<const N: usize> Sides<N> {
     }
 }
 
+/// Says how far it is, where a terminal shows it.
+fn tell(what: &str, round: usize, n: usize) {
+    eprint!("\r{what}: round {} of {n}", round + 1);
+}
+
 /// Creates.
 async fn creates(n: usize, ours: &Ours, theirs: Option<&Firecracker>) -> Result<Value> {
     let mut sides = Sides::new(["parked", "forked", "theirs"]);
-    for (_, side) in Sides::<3>::turns(n) {
+    for (round, side) in Sides::<3>::turns(n) {
+        tell("creates", round, n);
         let laps = match (side, theirs) {
             (0, _) => Some(ours.create_parked().await?),
             (1, _) => Some(ours.create_forked().await?),
@@ -151,6 +157,7 @@ async fn stalls(n: usize, ours: &Ours, theirs: Option<&Firecracker>) -> Result<V
     }
     let mut sides = Sides::new(["ours", "theirs"]);
     for (round, side) in Sides::<2>::turns(n) {
+        tell("stalls", round, n);
         let laps = match (side, theirs) {
             (0, _) => Some(ours.stall(&*source, round).await?),
             (_, Some(theirs)) => Some(theirs.stall(round).await?),

@@ -29,14 +29,14 @@ const TEMPLATE: &str = "base";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Where machines live in level 1: in memory, so that nobody waits for a disk.
 const DIR: &str = "/dev/shm/bench";
-/// For a pair of each kind, and for all that comes before them. Emulation is slow.
-const TIME_PER_PAIR: Duration = Duration::from_secs(60);
+/// For a round of each kind, and for all that comes before them. Emulation is slow.
+const TIME_PER_ROUND: Duration = Duration::from_secs(120);
 const TIME_BEFORE: Duration = Duration::from_secs(600);
 
 /// What to measure.
 #[derive(Args, Clone)]
 pub struct Plan {
-    /// Pairs of each kind
+    /// Rounds of each kind
     #[arg(short, default_value_t = 30)]
     n: usize,
     /// A Firecracker program, to have it do the same work in the same run
@@ -86,7 +86,7 @@ fn measure(plan: &Plan, stage: &Path) -> Result<Value> {
         cpus: 1,
         icount: !plan.wall,
         shares: vec![share("programs"), share("image")],
-        timeout: TIME_BEFORE + TIME_PER_PAIR * u32::try_from(plan.n)?,
+        timeout: TIME_BEFORE + TIME_PER_ROUND * u32::try_from(plan.n)?,
         out: Some(out.clone()),
         ..Machine::default()
     };
