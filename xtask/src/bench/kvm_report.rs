@@ -51,8 +51,10 @@ measured: messages, the end of the keeper's start, and waiting for the one proce
 const REST: &str = "\
 *Another exec* is what guest and agent need for a command whose pages are mapped. What the first \
 one takes beyond that on demand, and most of the first answer there, is the guest's first touch of \
-each of its pages: a nested page fault, which is an exit. A machine of the pool has its working set \
-copied and mapped already, which takes longer than the guest would, and nobody waits for it.
+each of its pages: a nested page fault, which is an exit. The monitor copies the pages that the \
+guest will write beside the running guest; with one processor the two take turns. A machine of the \
+pool has its working set copied and mapped already, which takes longer than the guest would, and \
+nobody waits for it.
 ";
 
 const COUNTED: &str = "\

@@ -131,6 +131,7 @@ impl Machine {
             let set = std::mem::take(&mut self.working_set);
             set.copy(&self.mapping);
             clock.lap("fetch");
+            // One of them is enough: they walk the same tables.
             ready.vcpus.iter().take(1).for_each(|vcpu| set.premap(&self.mapping, vcpu));
             clock.lap("premap");
         }
@@ -159,6 +160,12 @@ impl Machine {
                 Err(error)
             }
         }
+    }
+
+    /// Gets it the pages that it is about to write, which it would otherwise get one by one, with an
+    /// exit each. For one that runs already: whoever has time for it does it beside the guest.
+    pub fn fetch(&mut self) {
+        std::mem::take(&mut self.working_set).copy(&self.mapping);
     }
 
     /// From standing still to ready.

@@ -70,6 +70,7 @@ impl Monitor {
             }
             Err(WireError::Closed | WireError::Socket(_)) => return Turn::Over,
         };
+        let runs = matches!(received.body, Request::Run);
         let answer = match &received.body {
             Request::Start(start) => {
                 let start = start.clone();
@@ -88,7 +89,12 @@ impl Monitor {
             Request::Console => self.console(),
             Request::Prove => start::prove(received),
         };
-        self.answer(answer)
+        let turn = self.answer(answer);
+        if runs && let Some(machine) = &mut self.machine {
+            // Nobody waits for this thread now.
+            machine.fetch();
+        }
+        turn
     }
 
     fn answer(&self, answer: Answer) -> Turn {
