@@ -12,6 +12,7 @@ use crate::run::{capture, cargo, must, step, workspace};
 const LAYERS: &[&str] = &[
     "pandastack-types",
     "pandastack-proto",
+    "pandastack-policy",
     "pandastack-fork",
     "pandastack-jail",
     "pandastack-vmm",
