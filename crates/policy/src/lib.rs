@@ -30,10 +30,20 @@
 //! * Some places are closed to all policies: see [`Reserved`] and [`Site`].
 #![forbid(unsafe_code)]
 
+mod address;
 mod cidr;
 mod host;
+mod json;
+mod path;
+mod policy;
 mod port;
+mod read;
+mod verdict;
 
+pub use address::{Reserved, Site};
 pub use cidr::{Cidr, CidrError};
 pub use host::{Host, HostError, HostPattern};
+pub use path::{InvalidPath, PathPrefix};
+pub use policy::{Bandwidth, Policy, Rule, Target};
 pub use port::{InvalidPorts, Ports, Protocol};
+pub use verdict::{Check, Denied, Verdict};
