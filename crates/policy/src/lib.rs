@@ -32,6 +32,7 @@
 
 mod address;
 mod cidr;
+mod decide;
 mod host;
 mod json;
 mod path;
@@ -42,6 +43,7 @@ mod verdict;
 
 pub use address::{Reserved, Site};
 pub use cidr::{Cidr, CidrError};
+pub use decide::{Flow, Request};
 pub use host::{Host, HostError, HostPattern};
 pub use path::{InvalidPath, PathPrefix};
 pub use policy::{Bandwidth, Policy, Rule, Target};
