@@ -40,6 +40,8 @@ mod pins;
 mod policy;
 mod port;
 mod read;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 pub use address::{Reserved, Site};
