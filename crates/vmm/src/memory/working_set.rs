@@ -1,4 +1,5 @@
-//! Which pages a machine touches first, recorded once and fetched before every start after that.
+//! Which pages a machine touches first, recorded once; every machine after that has them before it
+//! needs them.
 //!
 //! Without it a guest meets its memory page by page, and each meeting is an exit and a fault: most
 //! of the time to the first answer. The list is a hint. What is wrong with it costs time and
