@@ -156,7 +156,8 @@ pub(crate) async fn adopt(
         stages.mark("run");
         machine
             .agent()
-            .resume(identity, deadline)
+            // The deadline of all of it comes first, and says so.
+            .resume(identity, 2 * deadline)
             .await
             .map_err(|error| CreateError::Machine(error.into()))?;
         stages.mark("handshake");
