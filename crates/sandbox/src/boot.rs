@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pandastack_engine::agent::{ExecEvent, Identity};
+use pandastack_engine::agent::{AgentError, ExecEvent, Identity};
 use pandastack_engine::{Bake, Engine, EngineError, Machine};
 use pandastack_proto::{ExecSpec, Token};
 use tokio::sync::oneshot;
@@ -154,12 +154,10 @@ pub(crate) async fn adopt(
     let ready = async {
         machine.run().await.map_err(CreateError::Machine)?;
         stages.mark("run");
-        machine
-            .agent()
-            // The deadline of all of it comes first, and says so.
-            .resume(identity, 2 * deadline)
-            .await
-            .map_err(|error| CreateError::Machine(error.into()))?;
+        machine.agent().resume(identity, deadline).await.map_err(|error| match error {
+            AgentError::Deadline(_) => CreateError::NotReady(deadline),
+            error => CreateError::Machine(error.into()),
+        })?;
         stages.mark("handshake");
         Ok(())
     };

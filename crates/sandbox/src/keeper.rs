@@ -84,24 +84,33 @@ impl Workshop {
 
     async fn park(&self, pool: &Arc<Pool>, bake: &Bake, zygote: Option<Arc<Housed>>) {
         let making = async {
-            let housed = match &zygote {
+            match &zygote {
                 // Warm by inheritance.
                 Some(zygote) => {
                     boot::fork_one(zygote, &self.machines, new_name(), self.deadline).await
                 }
                 None => self.restore(bake).await,
-            }?;
-            housed.machine.make_ready().await.map_err(CreateError::Machine)?;
-            Ok(housed)
+            }
         };
         // Dropping the attempt kills its machine and removes its directory.
         let Some(made) = pool.closed.run_until_cancelled(making).await else { return };
         match (made, zygote) {
-            (Ok(housed), _) => pool.shelve(bake, housed).await,
+            (Ok(housed), _) => self.shelve(pool, bake, housed).await,
             (Err(CreateError::Machine(error)), Some(zygote)) => {
                 pool.condemn(&bake.key, &zygote, &error).await;
             }
             (Err(error), _) => give_up(pool, bake, &error),
+        }
+    }
+
+    /// Parks a machine with everything done that can be. One that cannot be made ready says nothing
+    /// about the zygote that it is a fork of.
+    async fn shelve(&self, pool: &Arc<Pool>, bake: &Bake, housed: Housed) {
+        let readying = housed.machine.make_ready();
+        let Some(ready) = pool.closed.run_until_cancelled(readying).await else { return };
+        match ready {
+            Ok(_) => pool.shelve(bake, housed).await,
+            Err(error) => give_up(pool, bake, &CreateError::Machine(error)),
         }
     }
 

@@ -4,9 +4,9 @@
 //! only receive what it was granted, and a peer that breaks the protocol loses the connection.
 //! A connection holds at most 256 streams of 256 KiB for consumers that do not read.
 //!
-//! Every wait is bounded. An operation has [`DEADLINE`], but for [`AgentClient::resume`]; a command has its own timeout, which the
-//! agent enforces, and [`GRACE`] on top of it here, in case the agent does not. Dropping the
-//! future or the object of an operation cancels it in the guest.
+//! Every wait is bounded. An operation has [`DEADLINE`], or for [`AgentClient::resume`] the caller's;
+//! a command has its own timeout, which the agent enforces, and [`GRACE`] on top of it here, in case
+//! the agent does not. Dropping the future or the object of an operation cancels it in the guest.
 
 mod connection;
 mod error;
