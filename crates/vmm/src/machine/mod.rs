@@ -130,9 +130,11 @@ impl Machine {
         if let Life::Ready(ready) = &self.life {
             let set = std::mem::take(&mut self.working_set);
             set.copy(&self.mapping);
-            clock.lap("fetch");
+            clock.lap("copy");
             // One of them is enough: they walk the same tables.
-            ready.vcpus.iter().take(1).for_each(|vcpu| set.premap(&self.mapping, vcpu));
+            if let Some(vcpu) = ready.vcpus.first() {
+                set.premap(&self.mapping, vcpu);
+            }
             clock.lap("premap");
         }
         Ok(())
@@ -164,7 +166,7 @@ impl Machine {
 
     /// Gets it the pages that it is about to write, which it would otherwise get one by one, with an
     /// exit each. For one that runs already: whoever has time for it does it beside the guest.
-    pub fn fetch(&mut self) {
+    pub fn copy_working_set(&mut self) {
         std::mem::take(&mut self.working_set).copy(&self.mapping);
     }
 

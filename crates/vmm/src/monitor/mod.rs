@@ -92,7 +92,7 @@ impl Monitor {
         let turn = self.answer(answer);
         if runs && let Some(machine) = &mut self.machine {
             // Nobody waits for this thread now.
-            machine.fetch();
+            machine.copy_working_set();
         }
         turn
     }
