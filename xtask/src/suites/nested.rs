@@ -67,15 +67,15 @@ fn run(cpus: u32, chosen: &[(&str, &str)]) -> Result<Tally> {
     let [programs, roots, sample] = ["programs", "roots", "sample"].map(|name| stage.join(name));
     stage_programs(&programs)?;
     stage_root(TEMPLATES[0], &roots)?;
+    stage_root(TEMPLATES[1], &sample.join("roots"))?;
+    link(&workspace().join("xtask/src/sample.py"), &sample.join("sample.py"))?;
     let share = |host: PathBuf, name: &str| Share { host, name: name.to_owned() };
-    let mut shares = vec![share(programs, "programs"), share(roots, "roots")];
-    // Once is enough for the sample, whose template takes long to bake.
-    if cpus > 1 {
-        stage_root(TEMPLATES[1], &sample.join("roots"))?;
-        link(&workspace().join("xtask/src/sample.py"), &sample.join("sample.py"))?;
-        shares.push(share(sample, "sample"));
-        shares.push(share(sdk()?, "sdk"));
-    }
+    let shares = vec![
+        share(programs, "programs"),
+        share(roots, "roots"),
+        share(sample, "sample"),
+        share(sdk()?, "sdk"),
+    ];
     let engine = [("PANDASTACK_TEST_ENGINE", "kvm"), ("PANDASTACK_TEST_SLOWNESS", SLOWNESS)];
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     let mut env: Vec<_> = engine.iter().chain(chosen).map(own).collect();
