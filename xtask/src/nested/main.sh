@@ -23,9 +23,9 @@ ulimit -Hn 524288
 
 # One virtual machine stays, with a processor whose local APIC nobody enables. KVM patches branches of
 # its own code when the first machine comes, when the last one goes, and whenever the number of such
-# APICs becomes 0 or 1, which is at every start of a machine. QEMU's translator may go on with what
-# another processor has just patched: with two of them guests crashed, and level 1 as well ("Oops:
-# int3" in KVM's own code).
+# APICs becomes 0 or 1, which is at every start of a machine. With two processors level 1 once panicked
+# there ("Oops: int3" in __apic_accept_irq): QEMU's translator seems to go on with code that another
+# processor has just patched. Guests that crashed without a word may have been the same.
 setsid python3 -c '
 import fcntl, os, signal
 CREATE_VM, CREATE_IRQCHIP, CREATE_VCPU = 0xAE01, 0xAE60, 0xAE41  # linux/kvm.h
