@@ -31,7 +31,8 @@ drop_documentation() {
 # every file the same one, so give it to the sources first.
 compile_python() {
     [ -e usr/bin/python3 ] || return 0
-    find usr -name '*.py' -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    # Those in etc have their compiled form in usr.
+    find usr etc -name '*.py' -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
     # Some packages ship sources for other versions on purpose; those stay uncompiled.
     python3 -m compileall -qq -f -j 0 --invalidation-mode timestamp /usr/lib/python3* || true
 }
