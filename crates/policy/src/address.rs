@@ -131,7 +131,7 @@ pub(crate) enum Kind {
 }
 
 /// What the operator knows about the place where sandboxes run: the same for all of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Site {
     /// The host's own addresses, and networks that nobody inside may see. Public ones too: a
     /// service that listens on all addresses is behind each of them.

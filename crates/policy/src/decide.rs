@@ -22,10 +22,11 @@ use std::net::IpAddr;
 use std::slice;
 
 use crate::address::{Kind, Site, faces, is_private, is_reserved};
-use crate::host::Host;
+use crate::host::{Host, HostPattern};
 use crate::path::plain;
 use crate::policy::{Policy, Rule, Target};
 use crate::port::Protocol;
+use crate::resolvers::{DNS_OVER_TLS, is_resolver};
 use crate::verdict::{Check, Denied, Verdict};
 
 /// A connection, or for UDP an exchange between two ports.
@@ -57,17 +58,16 @@ impl Policy {
     /// Whether a name may be resolved. A deny rule for some ports of a name leaves the others, so
     /// it leaves the name.
     pub fn name(&self, name: &Host) -> Verdict {
-        let names = |rule: &Rule| match &rule.target {
-            Target::Host(pattern) => pattern.matches(name),
-            Target::Cidr(_) => false,
-        };
+        let names = |rule: &Rule| rule.names_any(slice::from_ref(name));
         if is_reserved(name) {
             return Verdict::Deny(Denied::ReservedName);
         }
         if let Some(rule) = self.deny.iter().position(|rule| rule.ports.is_empty() && names(rule)) {
             return Verdict::Deny(Denied::Rule(rule));
         }
-        self.least(names).unwrap_or(Verdict::Deny(Denied::Name))
+        let reason = if is_resolver(name) { Denied::Resolver } else { Denied::Name };
+        self.least(|rule| rule.opens_any(slice::from_ref(name), None))
+            .unwrap_or(Verdict::Deny(reason))
     }
 
     /// Whether an address may be in an answer of DNS. This is what stops a public name from
@@ -108,7 +108,7 @@ impl Policy {
         };
         let path = plain(target);
         let permitted = |rule: &Rule| {
-            rule.reaches(flow.address, Kind::Public, slice::from_ref(host))
+            rule.reaches(flow.address, Kind::Public, slice::from_ref(host), flow.port)
                 && rule.opens(flow.protocol, flow.port)
                 && rule.permits(method, path.as_deref())
         };
@@ -142,10 +142,11 @@ impl Policy {
         }
         // A name that did not lead here allows nothing.
         let leading = if led { names } else { &[] };
-        let allows =
-            |rule: &Rule| rule.reaches(address, kind, leading) && rule.opens(protocol, port);
-        self.least(allows).unwrap_or_else(|| {
-            let here = self.allow.iter().any(|rule| rule.reaches(address, kind, leading));
+        let reaches = |rule: &Rule| rule.reaches(address, kind, leading, port);
+        self.least(|rule| reaches(rule) && rule.opens(protocol, port)).unwrap_or_else(|| {
+            let here = self.allow.iter().any(reaches);
+            let wild = self.allow.iter().any(|rule| rule.names_any(leading));
+            let resolver = wild && (port == DNS_OVER_TLS || leading.iter().any(is_resolver));
             Verdict::Deny(if !led {
                 Denied::Mismatch
             } else if kind == Kind::Private && !here {
@@ -154,6 +155,8 @@ impl Policy {
                 if port == 443 { Denied::Quic } else { Denied::Udp }
             } else if here {
                 Denied::Port
+            } else if resolver {
+                Denied::Resolver
             } else if names.is_empty() {
                 Denied::Address
             } else {
@@ -194,10 +197,20 @@ impl Rule {
         matches!(&self.target, Target::Cidr(cidr) if is_private(cidr) && cidr.contains(address))
     }
 
+    /// Whether an allowing rule is about one of the names. A wildcard is not about resolvers.
+    fn opens_any(&self, names: &[Host], port: Option<u16>) -> bool {
+        let Target::Host(pattern) = &self.target else { return false };
+        let exactly = matches!(pattern, HostPattern::Exactly(_));
+        names.iter().any(|name| {
+            let resolver = port == Some(DNS_OVER_TLS) || is_resolver(name);
+            pattern.matches(name) && (exactly || !resolver)
+        })
+    }
+
     /// Whether an allowing rule is about this destination.
-    fn reaches(&self, address: IpAddr, kind: Kind, names: &[Host]) -> bool {
+    fn reaches(&self, address: IpAddr, kind: Kind, names: &[Host], port: u16) -> bool {
         match kind {
-            Kind::Public => self.names_any(names) || self.covers([address].into_iter()),
+            Kind::Public => self.opens_any(names, Some(port)) || self.covers([address].into_iter()),
             Kind::Private => self.names_private(address),
             Kind::Never(_) => false,
         }
@@ -355,6 +368,37 @@ mod tests {
         }
         assert!(connect(&policy, &site, "198.51.100.1", "53", &[]).is_allow());
         assert!(policy.answer(&site, "198.51.100.1".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn a_wildcard_opens_no_resolver() {
+        let site = Site::default();
+        let wild = policy(json!({ "allow": [{ "host": "*" }, { "host": "*.google" }] }));
+        let exact = policy(json!({ "allow": [{ "host": "*" }, { "host": "dns.google" }] }));
+        let rule = Allow { rule: 1, check: Check::Name };
+        assert_eq!(wild.name(&host("dns.google")), Deny(Denied::Resolver));
+        assert_eq!(exact.name(&host("dns.google")), rule);
+        assert_eq!(exact.name(&host("x.dns.google")), Deny(Denied::Resolver));
+        assert!(wild.name(&host("www.google")).is_allow());
+        for port in ["443", "853"] {
+            let to = |policy, names: &[&str]| connect(policy, &site, "1.1.1.1", port, names);
+            assert_eq!(to(&wild, &["dns.google"]), Deny(Denied::Resolver), "{port}");
+            assert_eq!(to(&exact, &["dns.google"]), rule, "{port}");
+        }
+        // Nothing but DNS is spoken there, whoever it is.
+        let to = |policy, names: &[&str]| connect(policy, &site, "1.1.1.1", "853", names);
+        assert_eq!(to(&exact, &["a.test"]), Deny(Denied::Resolver));
+        assert_eq!(
+            to(&policy(json!({ "allow": [{ "cidr": "1.0.0.0/8" }] })), &[]).rule(),
+            Some("allow/0".to_owned())
+        );
+        let said = |policy: &Policy| {
+            let names = [host("dns.google"), host("a.test")];
+            let (protocol, address) = (Protocol::Tcp, "8.8.8.8".parse().unwrap());
+            let flow = Flow { protocol, address, port: 443, names: &names };
+            policy.said(&site, &flow, &host("dns.google"))
+        };
+        assert_eq!((said(&wild), said(&exact)), (Deny(Denied::Resolver), rule));
     }
 
     #[test]

@@ -18,7 +18,8 @@
 //!
 //! * **host** opens names: they may be resolved, and reached at the addresses that DNS gave. A raw
 //!   address is closed. `*.example.com` is every name below `example.com` and not `example.com`;
-//!   `*` is every name. Private addresses are never opened by a name.
+//!   `*` is every name. Private addresses are never opened by a name. Resolvers that answer over
+//!   TLS or HTTPS, and port 853, are opened by no wildcard: a rule names them exactly.
 //! * **cidr** opens addresses, whatever is said to them. It opens no name: DNS answers nothing. So
 //!   the open internet is `[{"host": "*"}, {"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]`.
 //! * **ports** without a protocol are TCP. A rule in `allow` without any has every TCP port; UDP is
@@ -40,6 +41,7 @@ mod pins;
 mod policy;
 mod port;
 mod read;
+mod resolvers;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -48,8 +50,9 @@ pub use address::{Reserved, Site};
 pub use cidr::{Cidr, CidrError};
 pub use decide::{Flow, Request};
 pub use host::{Host, HostError, HostPattern};
-pub use path::{InvalidPath, PathPrefix};
+pub use path::{InvalidPath, PathPrefix, plain as plain_path};
 pub use pins::Pins;
 pub use policy::{Bandwidth, Policy, Rule, Target};
 pub use port::{InvalidPorts, Ports, Protocol};
+pub use read::is_similar;
 pub use verdict::{Check, Denied, Verdict};

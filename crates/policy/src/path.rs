@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 /// The path of a request's target in its one spelling, without the query: characters that need
 /// no escape have none, and the others have upper-case digits. `None` for what is ambiguous: dot
 /// segments, empty segments, hidden separators, escapes of escapes, bytes that are not UTF-8.
-pub(crate) fn plain(target: &str) -> Option<String> {
+pub fn plain(target: &str) -> Option<String> {
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     let (mut out, mut decoded) = (String::with_capacity(path.len()), Vec::new());
     let mut bytes = path.bytes();
@@ -59,7 +59,7 @@ impl PathPrefix {
     pub const MAX_LEN: usize = 1024;
 
     /// Whether a path that [`plain`] has read is under it.
-    pub(crate) fn covers(&self, path: &str) -> bool {
+    pub fn covers(&self, path: &str) -> bool {
         path.strip_prefix(&*self.0)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || self.0.ends_with('/'))
     }

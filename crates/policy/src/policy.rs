@@ -36,6 +36,8 @@ impl Policy {
     pub const MAX_RULES: usize = 256;
     /// Most ports, methods or paths of one rule.
     pub const MAX_ENTRIES: usize = 64;
+    /// Longest policy in bytes, in its one spelling in JSON.
+    pub const MAX_LEN: usize = 64 << 10;
     /// Largest limit of connections.
     pub const MAX_CONNECTIONS: u32 = 65_536;
 

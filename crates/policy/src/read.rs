@@ -2,6 +2,7 @@
 //! field is ignored, none is read twice, no empty list stands for everything, and every error says
 //! where it is and what to write.
 
+use std::io;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -44,6 +45,8 @@ enum Problem {
     Number(RangeInclusive<u64>),
     #[error("at most {0} entries")]
     Many(usize),
+    #[error("at most {0} KiB for all rules together; wildcards and shorter paths take less")]
+    Long(usize),
     #[error("{0}")]
     Rule(&'static str),
     #[error(transparent)]
@@ -85,7 +88,7 @@ impl<'a> At<'a> {
                 // What a stranger wrote is shown, but not all of it.
                 let shown = name.chars().take(32).collect();
                 let nearest = known.into_iter().min_by_key(|own| distance(own, name));
-                return self.fail(match nearest.filter(|own| distance(own, name) <= 2) {
+                return self.fail(match nearest.filter(|own| is_similar(own, name)) {
                     Some(own) => Problem::Similar(shown, own),
                     None => Problem::Unknown(shown, known.join(", ")),
                 });
@@ -155,7 +158,7 @@ fn policy(at: &At<'_>) -> Read<Policy> {
         return at.fail(Problem::Rule("\"allow\" is missing; an empty list allows nothing"));
     };
     let limit = 1..=u64::from(Policy::MAX_CONNECTIONS);
-    Ok(Policy {
+    let policy = Policy {
         allow: allow.list(Policy::MAX_RULES, |at| rule(at, true))?,
         deny: match deny {
             Some(deny) => deny.list(Policy::MAX_RULES, |at| rule(at, false))?,
@@ -167,7 +170,33 @@ fn policy(at: &At<'_>) -> Read<Policy> {
             .map(|at| at.number(limit))
             .transpose()?
             .and_then(|number| u32::try_from(number).ok()),
-    })
+    };
+    // Each list has its own limit; together they would still be too much for one message.
+    match Length::of(&policy) {
+        Some(len) if len <= Policy::MAX_LEN => Ok(policy),
+        _ => at.fail(Problem::Long(Policy::MAX_LEN >> 10)),
+    }
+}
+
+/// Counts the bytes of a policy in JSON instead of keeping them.
+struct Length(usize);
+
+impl Length {
+    fn of(policy: &Policy) -> Option<usize> {
+        let mut length = Self(0);
+        serde_json::to_writer(&mut length, policy).ok().map(|()| length.0)
+    }
+}
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn rule(at: &At<'_>, allows: bool) -> Read<Rule> {
@@ -235,8 +264,13 @@ fn bandwidth(at: &At<'_>) -> Read<Bandwidth> {
     Ok(limits)
 }
 
-/// How many letters a field is away from a known one, case aside: Levenshtein's distance. Two at
-/// most, and it was probably meant.
+/// Whether a field that is not known was probably meant to be `known`: their letters differ in at
+/// most two places, case aside.
+pub fn is_similar(known: &str, name: &str) -> bool {
+    distance(known, name) <= 2
+}
+
+/// How many letters a field is away from a known one, case aside: Levenshtein's distance.
 fn distance(known: &str, name: &str) -> usize {
     if name.len() > 2 * known.len() {
         return usize::MAX; // far enough, and it bounds the work
@@ -347,6 +381,23 @@ mod tests {
         };
         assert!(read(&ports(64)).is_ok());
         assert!(read(&ports(65)).unwrap_err().contains("egress/allow/0/ports: at most 64 entries"));
+    }
+
+    #[test]
+    fn a_policy_has_a_length() {
+        // With a last path of so many bytes.
+        let with = |len: usize| {
+            let path = |len: usize| format!("\"/{}\"", "a".repeat(len - 1));
+            let paths = [vec![path(1024); 63], vec![path(len)]].concat().join(",");
+            format!(r#"{{"allow":[{{"host":"a.test","paths":[{paths}]}}]}}"#)
+        };
+        let rest = Policy::MAX_LEN - with(1).len();
+        let longest = with(1 + rest);
+        assert_eq!((longest.len(), read(&longest).is_ok()), (Policy::MAX_LEN, true));
+        // Spaces do not count: the one spelling does.
+        assert!(read(&longest.replace(',', ", ")).is_ok());
+        let error = read(&with(2 + rest)).unwrap_err();
+        assert!(error.contains("egress: at most 64 KiB for all rules together"), "{error}");
     }
 
     #[test]

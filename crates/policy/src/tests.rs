@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use crate::*;
 
-const NAMES: &str = "a.test b.a.test c.b.a.test b.test test metadata.google.internal";
+const NAMES: &str = "a.test b.a.test c.b.a.test b.test test metadata.google.internal dns.google";
 
 const ADDRESSES: &str = "203.0.113.1 203.0.113.200 198.51.100.1 255.255.255.254 1.1.1.1 10.1.0.1 \
     10.2.0.1 fd00::1 2606:4700::1111 64:ff9b::203.0.113.1 64:ff9b::10.1.0.1 2002:cb00:7101::1 \
     ::ffff:203.0.113.1 169.254.169.254 ::1 192.0.2.1";
 
-const HOSTS: &str = "a.test *.a.test *.test b.test * metadata.google.internal";
+const HOSTS: &str = "a.test *.a.test *.test b.test * metadata.google.internal dns.google";
 
 const CIDRS: &str = "0.0.0.0/0 ::/0 203.0.113.0/24 203.0.113.1/32 198.0.0.0/8 10.1.0.0/16 \
     10.0.0.0/8 fd00::/8 64:ff9b::/96 169.254.169.254/32 fc00::/7";
@@ -97,7 +97,7 @@ fn probe() -> impl Strategy<Value = Probe> {
     let names = proptest::collection::vec(name(), 0..3);
     let request = (select(vec!["GET", "PUT"]), select(vec!["/a/b", "/b", "/a/../b"]));
     let place =
-        (select(vec![Protocol::Tcp, Protocol::Udp]), address, select(vec![22, 53, 85, 443]));
+        (select(vec![Protocol::Tcp, Protocol::Udp]), address, select(vec![22, 53, 85, 443, 853]));
     (place, names, name(), request).prop_map(
         |((protocol, address, port), names, said, (method, target))| Probe {
             protocol,
@@ -222,6 +222,20 @@ proptest! {
             }
             let flow = probe.flow();
             prop_assert!(policy.still_allows(&site, &flow, check));
+        }
+    }
+
+    /// Without a cidr, who reaches a resolver was named.
+    #[test]
+    fn a_wildcard_leads_to_no_resolver(policy in policy(), site in site(), mut probe in probe()) {
+        probe.names.truncate(1);
+        let name = probe.names.first();
+        let resolver = name.is_some_and(|name| name.as_str() == "dns.google");
+        if let Verdict::Allow { rule, .. } = policy.connect(&site, &probe.flow())
+            && let Target::Host(pattern) = policy.allow()[rule].target()
+            && (resolver || probe.port == 853)
+        {
+            prop_assert_eq!(pattern, &HostPattern::Exactly(probe.names[0].clone()));
         }
     }
 

@@ -23,6 +23,14 @@ impl Verdict {
     pub fn is_allow(self) -> bool {
         matches!(self, Verdict::Allow { .. })
     }
+
+    /// The rule that decided, such as `allow/0` or `deny/2`; nothing where no rule did.
+    pub fn rule(self) -> Option<String> {
+        match self {
+            Verdict::Allow { rule, .. } => Some(format!("allow/{rule}")),
+            Verdict::Deny(reason) => reason.rule(),
+        }
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -65,6 +73,9 @@ pub enum Denied {
     /// A name that is not allowed.
     #[error("no rule allows this name")]
     Name,
+    /// A resolver that answers over TLS or HTTPS, under a wildcard alone.
+    #[error("a resolver for every name: only a rule with this very name opens it")]
+    Resolver,
     /// An address that came out of nowhere.
     #[error("no allowed name led to this address, and no cidr has it")]
     Address,
@@ -89,4 +100,14 @@ pub enum Denied {
     /// A method or a path that is not allowed.
     #[error("no rule allows this method and path")]
     Request,
+}
+
+impl Denied {
+    /// The rule that denied, such as `deny/2`; nothing where no rule did.
+    pub fn rule(self) -> Option<String> {
+        match self {
+            Denied::Rule(rule) => Some(format!("deny/{rule}")),
+            _ => None,
+        }
+    }
 }
