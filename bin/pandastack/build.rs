@@ -1,6 +1,6 @@
 //! Builds the programs that go into machines, so that `cargo build` alone gives one self-contained
-//! program: the guest's agent, the keeper of a machine's namespaces, the monitor of a machine, and
-//! the library that forks QEMU.
+//! program: the guest's agent, the keeper of a machine's namespaces, the monitor of a machine, the
+//! gateway of all machines' networks, and the library that forks QEMU.
 //!
 //! They are made by nested cargos in target directories of their own: the outer cargo holds the
 //! lock of the usual one. Template ids contain the agent's hash, so it has to come out byte for
@@ -16,14 +16,19 @@ use std::process::Command;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What the parts are made of, relative to the workspace.
-const INPUTS: [&str; 10] = [
+const INPUTS: [&str; 15] = [
     "bin/panda-agent",
+    "bin/panda-gateway",
     "bin/panda-keeper",
     "bin/panda-qemu-fork",
     "bin/panda-vmm",
+    "crates/datagram",
     "crates/fork",
+    "crates/gateway",
     "crates/jail",
+    "crates/policy",
     "crates/proto",
+    "crates/types",
     "crates/vmm",
     "Cargo.lock",
     "Cargo.toml",
@@ -40,10 +45,10 @@ struct Build {
 }
 
 /// Static, because the guest has no libraries yet when the agent starts, the keeper's process is to
-/// have as few pages as possible, and the monitor's jail has no file but the two.
+/// have as few pages as possible, and the jails of monitor and gateway have no file but these.
 const PROGRAMS: Build = Build {
-    packages: &["panda-agent", "panda-keeper", "panda-vmm"],
-    products: &["panda-agent", "panda-keeper", "panda-vmm"],
+    packages: &["panda-agent", "panda-gateway", "panda-keeper", "panda-vmm"],
+    products: &["panda-agent", "panda-gateway", "panda-keeper", "panda-vmm"],
     dir: "guest-agent",
     flags: &["-Ctarget-feature=+crt-static"],
 };

@@ -14,11 +14,13 @@
 #![deny(unsafe_code)]
 
 mod boot;
+mod dial;
 mod exec;
 mod failure;
 mod files;
 mod guest;
 mod identity;
+mod inlet;
 mod lane;
 mod link;
 mod server;

@@ -13,6 +13,7 @@ use pandastack_proto::{
 };
 use rustix::process::{Pid, WaitStatus};
 
+use crate::dial::Dial;
 use crate::exec::Exec;
 use crate::failure::refuse;
 use crate::files;
@@ -30,6 +31,7 @@ enum Job {
     Write(files::Write),
     List(files::List),
     Remove(files::Remove),
+    Dial(Dial),
 }
 
 struct Stream {
@@ -102,7 +104,9 @@ impl Session {
                 _ => refused("a malformed credit"),
             },
             Kind::Reset => stream.reset(out),
-            Kind::Hello | Kind::Welcome | Kind::Request | Kind::Reply => Progress::Waiting,
+            Kind::Hello | Kind::Welcome | Kind::Request | Kind::Reply | Kind::Ready => {
+                Progress::Waiting
+            }
         };
         if let Progress::Done(outcome) = progress {
             self.close(id, outcome, guest, out);
@@ -157,6 +161,7 @@ impl Session {
                 None => done(()),
             }),
             Request::Ports => survey::ports().map(|ports| Opened::Reply(Reply::Ports(ports))),
+            Request::Dial { port } => Dial::start(port).map(|dial| Opened::Job(Job::Dial(dial))),
             Request::Stats => survey::stats().map(|stats| Opened::Reply(Reply::Stats(stats))),
             Request::Quiesce => self.quiesce().map(done),
             Request::PowerOff => {
@@ -205,10 +210,14 @@ impl Session {
         self.execs_mut().for_each(|exec| exec.expire(now));
     }
 
-    /// When the next command has something to do that no descriptor tells of.
+    /// When the next job has something to do that no descriptor tells of.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let streams = self.streams.values().filter_map(Stream::exec);
-        streams.chain(&self.detached).filter_map(Exec::deadline).min()
+        let streams = self.streams.values().filter_map(|stream| match &stream.job {
+            Job::Exec(exec) => exec.deadline(),
+            Job::Dial(dial) => dial.deadline(),
+            _ => None,
+        });
+        streams.chain(self.detached.iter().filter_map(Exec::deadline)).min()
     }
 
     /// Descriptors to wait for, and whether it is for writing.
@@ -216,23 +225,26 @@ impl Session {
         &'a self,
         out: &'a Encoder,
     ) -> impl Iterator<Item = (Owner, BorrowedFd<'a>, bool)> {
-        let streams = self.streams.iter().filter_map(|(&id, stream)| {
-            Some((Owner::Stream(id), stream.exec()?, stream.lane.room(out)))
+        let streams = self.streams.iter().flat_map(|(&id, stream)| {
+            let room = stream.lane.room(out);
+            let exec = stream.exec().into_iter().flat_map(move |exec| exec.interests(room));
+            let dial = stream.dial().into_iter().flat_map(move |dial| dial.interests(room));
+            exec.chain(dial).map(move |(fd, write)| (Owner::Stream(id), fd, write))
         });
-        let detached = self.detached.iter().filter_map(|e| Some((Owner::Detached(e.pid()?), e, 0)));
-        streams.chain(detached).flat_map(|(owner, exec, room)| {
-            exec.interests(room).map(move |(fd, write)| (owner, fd, write))
-        })
+        let detached = self.detached.iter().filter_map(|e| Some((Owner::Detached(e.pid()?), e)));
+        let detached = detached
+            .flat_map(|(owner, exec)| exec.interests(0).map(move |(fd, write)| (owner, fd, write)));
+        streams.chain(detached)
     }
 
     /// A descriptor has something to read. Writable ones are tried by [`Session::work`].
     pub fn readable(&mut self, owner: Owner, fd: RawFd, out: &mut Encoder) {
         match owner {
-            Owner::Stream(id) => {
-                if let Some(Stream { lane, job: Job::Exec(exec) }) = self.streams.get_mut(&id) {
-                    exec.readable(fd, lane, out);
-                }
-            }
+            Owner::Stream(id) => match self.streams.get_mut(&id) {
+                Some(Stream { lane, job: Job::Exec(exec) }) => exec.readable(fd, lane, out),
+                Some(Stream { lane, job: Job::Dial(dial) }) => dial.readable(lane, out),
+                _ => {}
+            },
             Owner::Detached(pid) => {
                 if let Some(exec) = self.detached.iter_mut().find(|e| e.pid() == Some(pid)) {
                     exec.readable(fd, &mut Lane::new(0), out);
@@ -272,6 +284,13 @@ impl Stream {
         }
     }
 
+    fn dial(&self) -> Option<&Dial> {
+        match &self.job {
+            Job::Dial(dial) => Some(dial),
+            _ => None,
+        }
+    }
+
     fn data(&mut self, channel: Channel, bytes: &[u8], out: &mut Encoder) -> Progress {
         if self.lane.arrived(bytes.len()).is_err() {
             return refused("more data than was granted");
@@ -282,6 +301,7 @@ impl Stream {
                 Progress::Waiting
             }
             (Job::Write(write), Channel::File) => write.data(bytes, &mut self.lane, out),
+            (Job::Dial(dial), Channel::Tcp) => dial.data(bytes, &mut self.lane, out),
             _ => refused("data that nobody waits for"),
         }
     }
@@ -293,6 +313,10 @@ impl Stream {
                 Progress::Waiting
             }
             Job::Write(write) => write.finish(),
+            Job::Dial(dial) => {
+                dial.eof();
+                Progress::Waiting
+            }
             _ => refused("an end that nobody waits for"),
         }
     }
@@ -314,6 +338,7 @@ impl Stream {
             Job::Read(read) => read.step(lane, out),
             Job::List(list) => list.step(lane, out),
             Job::Remove(remove) => remove.step(),
+            Job::Dial(dial) => dial.work(lane, out),
             Job::Write(_) => Progress::Waiting,
         }
     }

@@ -3,15 +3,13 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
 use pandastack_engine::agent::{AgentClient, AgentError, DEADLINE, ErrorCode, Identity};
-use pandastack_proto::{
-    Decoder, Encoder, Hello, Incoming, Kind, Outcome, Reply, Request, Sealed, VERSION, nonce_from,
-    parse,
-};
+use pandastack_proto::{Encoder, Reply, Request};
+use support::raw::RawHost;
 use support::{Agent, gone, runs, shell, spawn};
 
 fn code<T: std::fmt::Debug>(result: Result<T, AgentError>) -> ErrorCode {
@@ -102,47 +100,6 @@ async fn power_off_ends_the_agent() {
     agent.client.closed().await;
     assert_eq!(agent.client.ping().await, Err(AgentError::Closed));
     assert!(agent.process.wait().unwrap().success());
-}
-
-/// A host without manners: raw frames.
-struct RawHost {
-    socket: UnixStream,
-    decoder: Decoder,
-}
-
-impl RawHost {
-    fn greet(socket: UnixStream, seed: u8) -> Self {
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let nonce = nonce_from([seed; 16]);
-        let mut out = Encoder::new();
-        out.magic();
-        out.message(Kind::Hello, 0, &Hello { version: VERSION, nonce }).unwrap();
-        (&socket).write_all(out.pending()).unwrap();
-        Self { socket, decoder: Decoder::for_host(&nonce) }
-    }
-
-    fn request(&mut self, stream: u32, request: Request) {
-        let mut out = Encoder::new();
-        out.message(Kind::Request, stream, &Sealed { token: [0; 16], request }).unwrap();
-        self.socket.write_all(out.pending()).unwrap();
-    }
-
-    /// Reads on until the reply to `stream`.
-    fn reply(&mut self, stream: u32) -> Outcome {
-        loop {
-            while let Some(incoming) = self.decoder.next().unwrap() {
-                match incoming {
-                    Incoming::Frame(f) if f.kind == Kind::Reply && f.stream == stream => {
-                        return parse(f.payload, "reply").unwrap();
-                    }
-                    _ => {}
-                }
-            }
-            let count = self.socket.read(self.decoder.space()).unwrap();
-            assert_ne!(count, 0, "the agent hung up");
-            self.decoder.commit(count);
-        }
-    }
 }
 
 #[test]

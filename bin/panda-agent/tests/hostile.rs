@@ -81,6 +81,10 @@ async fn violations_end_the_connection() {
     breaks(|out| out.credit(77, 1)).await;
     breaks(|out| out.eof(1, Channel::Stdout)).await;
     breaks(|out| out.reset(1)).await;
+    breaks(|out| out.ready(1)).await;
+    breaks(|out| out.ready(77)).await;
+    breaks(|out| out.eof(1, Channel::Tcp)).await;
+    breaks(|out| out.data(1, Channel::Tcp, b"x").unwrap()).await;
     breaks(|out| out.message(Kind::Welcome, 0, &welcome()).unwrap()).await;
     breaks(|out| out.message(Kind::Hello, 0, &Hello { version: VERSION, nonce: [1; 16] }).unwrap())
         .await;
@@ -120,6 +124,49 @@ async fn more_data_than_granted_is_a_violation_and_never_memory() {
     };
     assert!(seen <= INITIAL_WINDOW as usize);
     assert_eq!(violation(error), "more data than was granted");
+}
+
+#[tokio::test]
+async fn a_connection_only_goes_forwards() {
+    let backwards: [fn(&mut Encoder); 5] = [
+        |out| out.data(1, Channel::Tcp, b"early").unwrap(),
+        |out| out.eof(1, Channel::Tcp),
+        |out| (0..2).for_each(|_| out.ready(1)),
+        |out| {
+            out.ready(1);
+            (0..2).for_each(|_| out.eof(1, Channel::Tcp));
+        },
+        |out| {
+            out.ready(1);
+            out.eof(1, Channel::Tcp);
+            out.data(1, Channel::Tcp, b"late").unwrap();
+        },
+    ];
+    for answer in backwards {
+        let client = against(answer).await;
+        let dialled = client.dial(80).await;
+        tokio::time::timeout(Duration::from_secs(5), client.closed()).await.unwrap();
+        drop(dialled);
+        violation(client.ping().await);
+    }
+    // An end without a beginning is no connection.
+    let client =
+        against(|out| out.message(Kind::Reply, 1, &Outcome::Ok(Reply::Done)).unwrap()).await;
+    assert!(violation(client.dial(80).await.map(drop)).contains("does not fit"));
+}
+
+#[tokio::test]
+async fn a_connection_gives_no_more_than_was_granted() {
+    let client = against(|out| {
+        out.ready(1);
+        (0..=INITIAL_WINDOW as usize / 32_768)
+            .for_each(|_| out.data(1, Channel::Tcp, &[0; 32_768]).unwrap());
+    })
+    .await;
+    let stream = client.dial(80).await;
+    client.closed().await;
+    assert_eq!(violation(client.ping().await), "more data than was granted");
+    drop(stream);
 }
 
 #[tokio::test]
@@ -245,7 +292,7 @@ proptest! {
 
     /// Whatever an agent sends after a correct start: no panic, and every wait ends.
     #[test]
-    fn garbage_never_hurts(junk in proptest::collection::vec(any::<u8>(), 0..2000), kind in 0_u8..10) {
+    fn garbage_never_hurts(junk in proptest::collection::vec(any::<u8>(), 0..2000), kind in 0_u8..11) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -259,7 +306,7 @@ proptest! {
             out.message(Kind::Welcome, 0, &welcome()).unwrap();
             theirs.write_all(out.pending()).await.unwrap();
             // Half of the cases begin like a frame of the open stream.
-            if kind < 9 {
+            if kind < 10 {
                 let len = (junk.len() as u32).to_le_bytes();
                 let header = [kind, 1, 0, 0, 0, len[0], len[1], len[2], len[3]];
                 theirs.write_all(&header).await.unwrap();

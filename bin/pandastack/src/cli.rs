@@ -130,6 +130,12 @@ mod tests {
             &["sandbox", "exec", "1b9d", "--shell", "x", "ls"],
             &["sandbox", "kill"],
             &["serve", "--engine", "xen"],
+            &["run", "--allow", "1.1.1.1", "ls"],
+            &["run", "--egress", "None", "ls"],
+            &["run", "--egress", "none", "--allow", "pypi.org", "ls"],
+            &["sandbox", "create", "--egress", "{}"],
+            &["sandbox", "egress", "1b9d", "--none", "--allow", "pypi.org"],
+            &["sandbox", "egress", "1b9d", "--policy", "none", "--none"],
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line:?}");
         }

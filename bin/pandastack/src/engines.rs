@@ -17,7 +17,7 @@ use pandastack_engine::kvm::{self, KvmEngine};
 use pandastack_engine::qemu::{self, QemuEngine};
 
 /// Process 1 of a machine's namespaces, built together with this program.
-static KEEPER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/panda-keeper"));
+pub static KEEPER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/panda-keeper"));
 
 /// What a jailed QEMU runs with, built together with this program.
 static QEMU_PARTS: qemu::Parts = qemu::Parts {

@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `cli`, `status`, `output`, `signals`, `logging`, `terminal`, `progress` | the command line and how we talk to people |
 //! | `serve`, `server`, `workshop`, `engines`, `confinement`, `api_key` | the server, also inside `run` |
-//! | `run`, `sandbox`, `exec`, `attach`, `client`, `config` | the commands that talk to a server |
+//! | `run`, `sandbox`, `exec`, `egress`, `attach`, `client`, `config` | the commands that talk to a server |
 //! | `template`, `doctor` | the commands that look at this host |
 #![forbid(unsafe_code)]
 
@@ -18,10 +18,13 @@ mod config;
 mod confinement;
 mod dirs;
 mod doctor;
+mod egress;
 mod engines;
 mod exec;
 mod logging;
+mod network;
 mod output;
+mod previews;
 mod private_file;
 mod progress;
 mod run;

@@ -10,12 +10,15 @@ use anyhow::Context as _;
 use pandastack_api::{Api, KeyRing};
 use pandastack_sandbox::{Config, Manager};
 use pandastack_store::Store;
-use pandastack_types::JailLevel;
+use pandastack_types::{JailLevel, SizeLimits};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::api_key::ApiKey;
+use crate::network::{self, NetworkArgs};
+use crate::previews::Previews;
+use crate::serve::ReserveArgs;
 use crate::workshop::Workshop;
 
 /// What an operator may choose.
@@ -31,10 +34,23 @@ pub struct ServerOptions {
     pub pool: usize,
     /// Most sandboxes at a time; the domain's default when absent.
     pub max_sandboxes: Option<usize>,
+    /// The largest sandbox that anybody may have.
+    pub size_limits: SizeLimits,
+    /// What of the host they leave alone.
+    pub reserves: ReserveArgs,
+    /// Size classes that stay although nobody uses them; the domain's default when absent.
+    pub size_classes: Option<usize>,
     /// Seconds of life of a sandbox whose creator named none; the domain's default when absent.
     pub default_ttl_seconds: Option<u64>,
+    /// Seconds without use after which a persistent sandbox hibernates whose creator said nothing of
+    /// it; the domain's default when absent.
+    pub idle_timeout_seconds: Option<u64>,
     /// In which a new sandbox must answer; the domain's default when absent.
     pub ready_timeout: Option<Duration>,
+    /// What sandboxes may be let to reach.
+    pub network: NetworkArgs,
+    /// What of them is shown.
+    pub previews: Previews,
 }
 
 impl ServerOptions {
@@ -45,7 +61,14 @@ impl ServerOptions {
             forking: self.fork,
             pool_size: self.pool,
             max_sandboxes: self.max_sandboxes.unwrap_or(defaults.max_sandboxes),
+            size_limits: self.size_limits,
+            memory_reserve_mb: self.reserves.memory_reserve.unwrap_or(defaults.memory_reserve_mb),
+            disk_reserve_mb: self.reserves.disk_reserve.unwrap_or(defaults.disk_reserve_mb),
+            size_classes: self.size_classes.unwrap_or(defaults.size_classes),
             default_ttl_seconds: self.default_ttl_seconds.unwrap_or(defaults.default_ttl_seconds),
+            idle_timeout_seconds: self
+                .idle_timeout_seconds
+                .unwrap_or(defaults.idle_timeout_seconds),
             ready_deadline: self.ready_timeout.unwrap_or(defaults.ready_deadline),
             ..defaults
         }
@@ -62,7 +85,7 @@ pub struct Server {
 
 impl Server {
     /// Cleans up after a server that was killed, and answers on `listener` from now on.
-    pub fn start(
+    pub async fn start(
         workshop: &Workshop,
         options: ServerOptions,
         key: &ApiKey,
@@ -73,12 +96,20 @@ impl Server {
         private_dir(&options.instance_dir)?;
         let store = Store::open(&options.instance_dir.join("records.sqlite"))?;
         let templates = Arc::new(workshop.catalog.clone());
-        let manager = Manager::start(config, workshop.engine.clone(), templates, store.clone())?;
+        let runtime = &workshop.runtime_dir;
+        let network = Arc::new(network::start(runtime, options.network, address).await?);
+        let engine = workshop.engine.clone();
+        let manager = Manager::start(config, engine, network, templates, store.clone())?;
         // After the manager has taken the directory: the keys of a server that runs in it are
         // not ours to replace.
         let keys = key_ring(store, key)?;
         manager.prime();
-        let api = Api::new(manager.clone(), keys, pandastack_api::Options::default());
+        let api_options = pandastack_api::Options {
+            preview_hosts: options.previews.hosts,
+            preview_secret: options.previews.secret,
+            ..pandastack_api::Options::default()
+        };
+        let api = Api::new(manager.clone(), keys, api_options)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let answering = tokio::spawn(pandastack_api::serve(listener, api, async {
             let _ = stopped.await;

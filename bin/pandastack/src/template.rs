@@ -16,7 +16,7 @@ use crate::cli::Context;
 use crate::engines::MachineArgs;
 use crate::signals::Signals;
 use crate::status::Status;
-use crate::workshop::Workshop;
+use crate::workshop::{Asked, Workshop};
 use crate::{dirs, output, terminal};
 
 /// Build and list templates, what sandboxes are copies of
@@ -30,7 +30,7 @@ pub enum Command {
 Examples:
   pandastack template build base
   pandastack template build --all
-  pandastack template build code-interpreter --cpu 2 --memory 2048   # for sandboxes of this size
+  pandastack template build base --cpu 2 --memory 2048 --disk 8192   # for sandboxes of this size
 
 Builds only what is missing or out of date. Needs the network for packages.")]
     Build(BuildArgs),
@@ -70,8 +70,11 @@ pub struct BuildArgs {
     #[arg(long, value_name = "N")]
     cpu: Option<i64>,
     /// Guest memory in MiB [default: the template's]
-    #[arg(long, value_name = "MB")]
+    #[arg(long, value_name = "MB", alias = "memory-mb")]
     memory: Option<i64>,
+    /// Writable disk in MiB, not less than the template's [default: the template's]
+    #[arg(long, value_name = "MB", alias = "disk-mb")]
+    disk: Option<i64>,
     #[command(flatten)]
     place: Place,
 }
@@ -150,7 +153,8 @@ async fn build(args: BuildArgs, context: Context) -> anyhow::Result<Status> {
     let recipes = names.iter().map(|name| workshop.recipe(name)).collect::<Result<Vec<_>, _>>()?;
     for recipe in recipes {
         let start = Instant::now();
-        let ready = workshop.ready(recipe, args.cpu, args.memory);
+        let asked = Asked { cpu: args.cpu, memory_mb: args.memory, disk_mb: args.disk };
+        let ready = workshop.ready(recipe, asked);
         signals.unless_interrupted(ready).await?;
         let seconds = start.elapsed().as_secs_f32();
         terminal::line(&format!("template {} is ready ({seconds:.1} s)", recipe.name()));

@@ -11,17 +11,18 @@ use futures_util::FutureExt;
 use uuid::Uuid;
 
 use crate::error::ApiError;
+use crate::preview::scrubbed;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id that is taken over from a client.
 const MAX_ID: usize = 64;
 
-/// The middleware. The query is not logged: it may hold a key.
+/// The middleware. Neither the query nor the token of a link is logged: either opens something.
 pub(crate) async fn log(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers().get(REQUEST_ID));
     let method = request.method().clone();
-    let path = request.uri().path().to_owned();
+    let path = scrubbed(request.uri().path()).to_owned();
     // A panic is a bug; it costs its request, not the connection's others.
     let response = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let mut response = response.unwrap_or_else(|_| {

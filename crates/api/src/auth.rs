@@ -34,12 +34,15 @@ fn key_of(request: &Request) -> Result<String, ApiError> {
         return Ok(key.to_owned());
     }
     let query = takes_key_in_query(request).then(|| Query::of(request.uri())).transpose()?;
-    query
-        .and_then(|query| query.text("access_token").map(str::to_owned))
-        .ok_or_else(|| refusal("an API key is required: Authorization: Bearer pds_…"))
+    query.and_then(|query| query.text("access_token").map(str::to_owned)).ok_or_else(no_key)
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+/// The answer to a request without a key.
+pub(crate) fn no_key() -> ApiError {
+    refusal("an API key is required: Authorization: Bearer pds_…")
+}
+
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
@@ -49,7 +52,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// where other programs keep it in their logs.
 fn takes_key_in_query(request: &Request) -> bool {
     let path = request.uri().path();
-    let stream = path.ends_with("/logs") || path.ends_with("/events");
+    let stream = ["/logs", "/events", "/egress/log"].iter().any(|end| path.ends_with(end));
     request.method() == Method::GET && path.starts_with("/v1/sandboxes/") && stream
 }
 
@@ -57,7 +60,7 @@ fn refusal(text: &str) -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, text)
 }
 
-fn unreadable(error: KeyError) -> ApiError {
+pub(crate) fn unreadable(error: KeyError) -> ApiError {
     tracing::error!(error = %pandastack_sandbox::Chain(&error), "cannot check a key");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot check the API key")
 }

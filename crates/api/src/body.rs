@@ -107,6 +107,22 @@ fn too_slow() -> ApiError {
     ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body came too slowly")
 }
 
+/// Reads the text of a body.
+pub(crate) async fn text(body: Body) -> Result<Bytes, ApiError> {
+    let mut pieces = Pieces::new(body);
+    let read = async {
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = pieces.next().await? {
+            if bytes.len() + piece.len() > MAX_JSON {
+                return Err(too_large(MAX_JSON as u64));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes.freeze())
+    };
+    timeout(JSON_TIME, read).await.unwrap_or_else(|_| Err(too_slow()))
+}
+
 /// The members of a JSON object.
 #[derive(Debug, Default)]
 pub(crate) struct Fields(Map<String, Value>);
@@ -114,19 +130,7 @@ pub(crate) struct Fields(Map<String, Value>);
 impl Fields {
     /// Reads a body. An empty one has no members.
     pub(crate) async fn read(body: Body) -> Result<Self, ApiError> {
-        let mut pieces = Pieces::new(body);
-        let read = async {
-            let mut bytes = BytesMut::new();
-            while let Some(piece) = pieces.next().await? {
-                if bytes.len() + piece.len() > MAX_JSON {
-                    return Err(too_large(MAX_JSON as u64));
-                }
-                bytes.extend_from_slice(&piece);
-            }
-            Ok(bytes)
-        };
-        let bytes = timeout(JSON_TIME, read).await.unwrap_or_else(|_| Err(too_slow()))?;
-        Self::parse(&bytes)
+        Self::parse(&text(body).await?)
     }
 
     /// Reads the text of an object.

@@ -4,7 +4,7 @@
 //!
 //! | status | libraries | used for |
 //! | --- | --- | --- |
-//! | 503 + `Retry-After`, 507 | create again after a while | refused before anything existed |
+//! | 503 + `Retry-After`, 507 | create again after a while | refused before anything existed; a policy not changed |
 //! | 504 with `timeout` in the text | raise their timeout error | a command's time limit |
 //! | other 5xx | raise, never send again | everything of ours that failed |
 //! | 4xx | raise | requests that cannot succeed as they are |
@@ -13,8 +13,9 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use pandastack_sandbox::{
-    Chain, CreateError, DeleteSnapshotError, ExecError, FileError, ForkError, InvalidRequest,
-    LifecycleError, NoSnapshot, NotFound, SnapshotError, Unavailable,
+    Chain, CreateError, DeleteSnapshotError, ExecError, FileError, ForkError, GatewayError,
+    InvalidRequest, LifecycleError, NoSnapshot, NoWake, NotFound, PromoteError, SnapshotError,
+    Unavailable,
 };
 use pandastack_store::StoreError;
 use serde_json::json;
@@ -40,7 +41,7 @@ impl ApiError {
     }
 
     /// A failure of ours. The client gets what happened, the log gets why.
-    fn internal(status: StatusCode, error: &dyn std::error::Error) -> Self {
+    pub(crate) fn internal(status: StatusCode, error: &dyn std::error::Error) -> Self {
         tracing::warn!(error = %Chain(error), "a request failed");
         Self::new(status, error.to_string())
     }
@@ -89,7 +90,17 @@ impl From<NoSnapshot> for ApiError {
 impl From<Unavailable> for ApiError {
     fn from(error: Unavailable) -> Self {
         let status = match error {
-            Unavailable::Creating(_) | Unavailable::Paused(_) => StatusCode::CONFLICT,
+            Unavailable::Creating(_) | Unavailable::Paused(_) | Unavailable::Hibernated(_) => {
+                StatusCode::CONFLICT
+            }
+            Unavailable::NotWoken(_, NoWake::Full | NoWake::ShuttingDown) => {
+                return Self::later(StatusCode::SERVICE_UNAVAILABLE, &error);
+            }
+            Unavailable::NotWoken(_, NoWake::Memory | NoWake::Disk) => {
+                return Self::later(StatusCode::INSUFFICIENT_STORAGE, &error);
+            }
+            Unavailable::NotWoken(_, NoWake::Stale) => StatusCode::CONFLICT,
+            Unavailable::NotWoken(_, NoWake::Failed) => StatusCode::INTERNAL_SERVER_ERROR,
             Unavailable::Ended { .. } => StatusCode::GONE,
         };
         Self::new(status, error.to_string())
@@ -102,14 +113,23 @@ impl From<CreateError> for ApiError {
             CreateError::Invalid(_) | CreateError::UnknownTemplate(_) => {
                 Self::bad_request(error.to_string())
             }
-            CreateError::Building(_) | CreateError::Full(_) | CreateError::ShuttingDown => {
+            CreateError::Building(_)
+            | CreateError::Baking { .. }
+            | CreateError::BakesWaiting(_)
+            | CreateError::Full(_)
+            | CreateError::ShuttingDown => Self::later(StatusCode::SERVICE_UNAVAILABLE, &error),
+            CreateError::Network(GatewayError::Gone | GatewayError::Deadline) => {
+                // Its machine has never run for anybody, and is gone.
+                tracing::warn!(error = %Chain(&error), "no network for a sandbox");
                 Self::later(StatusCode::SERVICE_UNAVAILABLE, &error)
             }
-            CreateError::Memory { .. } => Self::later(StatusCode::INSUFFICIENT_STORAGE, &error),
-            CreateError::NoSnapshot(error) => (*error).into(),
-            CreateError::Deleted | CreateError::StaleSnapshot { .. } => {
-                Self::new(StatusCode::CONFLICT, error.to_string())
+            CreateError::Memory { .. } | CreateError::Disk { .. } => {
+                Self::later(StatusCode::INSUFFICIENT_STORAGE, &error)
             }
+            CreateError::NoSnapshot(error) => (*error).into(),
+            CreateError::Deleted
+            | CreateError::StaleSnapshot { .. }
+            | CreateError::DamagedPolicy(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             CreateError::Journal(StoreError::DiskFull) => {
                 tracing::error!(error = %Chain(&error), "no space for records");
                 Self::later(StatusCode::INSUFFICIENT_STORAGE, &error)
@@ -117,6 +137,7 @@ impl From<CreateError> for ApiError {
             CreateError::Bake { .. }
             | CreateError::Journal(_)
             | CreateError::Machine(_)
+            | CreateError::Network(_)
             | CreateError::Directory(_)
             | CreateError::NotReady(_)
             | CreateError::NotForked => Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error),
@@ -167,8 +188,30 @@ impl From<LifecycleError> for ApiError {
             LifecycleError::Invalid(error) => error.into(),
             LifecycleError::Unavailable(error) => error.into(),
             LifecycleError::NotFound(error) => error.into(),
+            LifecycleError::NotHibernated(error) => (*error).into(),
+            LifecycleError::NotWoken(id, error) => {
+                tracing::warn!(error = %Chain(&*error), "a sandbox was not woken");
+                Unavailable::NotWoken(id, NoWake::from(&*error)).into()
+            }
+            // Setting a policy again does no harm.
+            LifecycleError::CutOff(_) => {
+                tracing::warn!(error = %Chain(&error), "a policy was not changed");
+                Self::later(StatusCode::SERVICE_UNAVAILABLE, &error)
+            }
             LifecycleError::Journal(_) | LifecycleError::Machine(_) => {
                 Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error)
+            }
+        }
+    }
+}
+
+impl From<PromoteError> for ApiError {
+    fn from(error: PromoteError) -> Self {
+        match error {
+            PromoteError::NotFound(error) => error.into(),
+            PromoteError::Lifecycle(error) => error.into(),
+            PromoteError::NoTree(_) | PromoteError::OtherTree(_) => {
+                Self::bad_request(error.to_string())
             }
         }
     }
@@ -222,6 +265,8 @@ mod tests {
             CreateError::Memory { needed_mb: 1, free_mb: 0 },
             CreateError::ShuttingDown,
             CreateError::Journal(StoreError::DiskFull),
+            CreateError::Network(GatewayError::Gone),
+            CreateError::Network(GatewayError::Deadline),
         ];
         for error in retryable {
             let error = ApiError::from(error);
@@ -232,6 +277,8 @@ mod tests {
             CreateError::UnknownTemplate(template()),
             CreateError::NoSnapshot(NoSnapshot(SnapshotId::random())),
             CreateError::StaleSnapshot { id: SnapshotId::random(), why: "" },
+            CreateError::DamagedPolicy(SnapshotId::random()),
+            CreateError::Network(GatewayError::Refused("by the test".to_owned())),
             CreateError::NotReady(Duration::from_secs(10)),
             CreateError::NotForked,
             CreateError::Journal(StoreError::Busy),

@@ -20,10 +20,14 @@ impl FromRequestParts<Api> for Target {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        let id: SandboxId = segment(parts, api)
-            .await?
-            .parse()
-            .map_err(|error| not_found(format!("sandbox not found: {error}")))?;
+        Self::named(&segment(parts, api).await?, api)
+    }
+}
+
+impl Target {
+    pub(crate) fn named(id: &str, api: &Api) -> Result<Self, ApiError> {
+        let id: SandboxId =
+            id.parse().map_err(|error| not_found(format!("sandbox not found: {error}")))?;
         Ok(Self(api.manager.get(id)?))
     }
 }

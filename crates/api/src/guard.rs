@@ -3,7 +3,8 @@
 //! A page that a user looks at can make the browser send requests to the user's own machine,
 //! and with a DNS name that suddenly means 127.0.0.1 it can even read the answers. Both show in
 //! the request: the browser sends the name in `Host` and the page's site in `Origin`. On a
-//! loopback listener both must be names of loopback.
+//! loopback listener both must be names of loopback. The names of sandboxes are no names of the API,
+//! wherever it listens: what is shown there is a guest's, and a page of it is another site's page.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::error::ApiError;
+use crate::preview::names_a_sandbox;
 
 /// Which names clients may call this server by.
 #[derive(Clone, Debug)]
@@ -34,6 +36,28 @@ impl Guard {
     }
 
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+        self.check_name(uri, headers)?;
+        let own = |origin: &str| {
+            origin.split_once("://").is_some_and(|(_, site)| match self {
+                Self::Loopback(extra) => is_allowed(host_of(site), extra),
+                Self::Off => !names_a_sandbox(site),
+            })
+        };
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        // Beyond loopback, a page that says nothing of a sandbox is as good as any client.
+        let foreign = |text: &str| match self {
+            Self::Loopback(_) => !own(text),
+            Self::Off => text.contains("://") && !own(text),
+        };
+        if origins.any(|value| foreign(value.to_str().unwrap_or("null"))) {
+            let text = "requests from web pages of other sites are not allowed";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, text));
+        }
+        Ok(())
+    }
+
+    /// Whether the client calls this server by a name that it has.
+    pub(crate) fn check_name(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
         let Self::Loopback(extra) = self else { return Ok(()) };
         let refused = |text| Err(ApiError::new(StatusCode::FORBIDDEN, text));
         let allowed = |authority: &str| is_allowed(host_of(authority), extra);
@@ -46,11 +70,6 @@ impl Guard {
         }
         if uri.authority().is_some_and(|authority| !allowed(authority.as_str())) {
             return refused("this server does not answer to that host name");
-        }
-        let origins = headers.get_all(header::ORIGIN);
-        let own = |origin: &str| origin.split_once("://").is_some_and(|(_, site)| allowed(site));
-        if origins.iter().any(|value| !value.to_str().is_ok_and(own)) {
-            return refused("requests from web pages of other sites are not allowed");
         }
         Ok(())
     }
@@ -76,6 +95,9 @@ fn host_of(authority: &str) -> &str {
 
 fn is_allowed(host: &str, extra: &[String]) -> bool {
     let host = host.to_ascii_lowercase();
+    if names_a_sandbox(&host) {
+        return false;
+    }
     host == "localhost"
         || host.ends_with(".localhost")
         || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
@@ -134,6 +156,9 @@ mod tests {
         }
         assert!(!asked(&[], None));
         assert!(!asked(&["localhost", "evil.example"], None));
+        let sandbox = "8000-1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed.localhost:1";
+        assert!(!asked(&[sandbox], None));
+        assert!(!asked(&["localhost"], Some(&format!("http://{sandbox}"))));
         for origin in ["null", "https://evil.example", "http://localhost.evil.example", "localhost"]
         {
             assert!(!asked(&["localhost"], Some(origin)), "{origin}");
@@ -148,5 +173,11 @@ mod tests {
         assert!(guard.check(&Uri::from_static("http://evil.example/v1"), &headers).is_err());
         let open = Guard::new("10.0.0.1:1".parse().unwrap(), &[]);
         assert!(open.check(&Uri::from_static("/"), &HeaderMap::new()).is_ok());
+        let mut page = HeaderMap::new();
+        page.insert(header::ORIGIN, "https://app.example".parse().unwrap());
+        assert!(open.check(&Uri::from_static("/"), &page).is_ok());
+        let sandbox = "https://80-1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed.p.example";
+        page.insert(header::ORIGIN, sandbox.parse().unwrap());
+        assert!(open.check(&Uri::from_static("/"), &page).is_err());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   connection ─▶ access log ─▶ host guard ─▶ key check ─▶ route ─▶ domain
-//!   (serve)       (access)      (guard)       (auth)       (routes)
+//!   (serve)       (access) │    (guard)       (auth)       (routes)
+//!                          └──▶ preview ─▶ a server in a sandbox
 //! ```
 //!
 //! Nothing is decided here about sandboxes: a route reads a request into the domain's types,
@@ -17,19 +18,27 @@
 mod access;
 mod auth;
 mod body;
+mod egress;
 mod error;
 mod extract;
 mod guard;
+mod idempotency;
 mod keyring;
+mod preview;
 mod routes;
 mod serve;
 mod sse;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pandastack_sandbox::Manager;
 
+use idempotency::Idempotency;
+use preview::{Signer, Site};
+
 pub use keyring::{KeyError, KeyRing};
+pub use preview::{InvalidPreviewHost, PreviewHost, PreviewSecret};
 pub use serve::serve;
 
 /// What an operator may set.
@@ -41,11 +50,25 @@ pub struct Options {
     pub max_connections: usize,
     /// Names besides the loopback ones that a client of a loopback listener may call us by.
     pub extra_hosts: Vec<String>,
+    /// Names below which the ports of sandboxes have theirs, besides `localhost`. The first one is
+    /// given out.
+    pub preview_hosts: Vec<PreviewHost>,
+    /// What preview tokens are made with; one of this process when absent.
+    pub preview_secret: Option<PreviewSecret>,
+    /// How long a guest's server may leave a request without an answer.
+    pub preview_patience: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_upload_bytes: 1 << 30, max_connections: 1024, extra_hosts: Vec::new() }
+        Self {
+            max_upload_bytes: 1 << 30,
+            max_connections: 1024,
+            extra_hosts: Vec::new(),
+            preview_hosts: Vec::new(),
+            preview_secret: None,
+            preview_patience: Duration::from_secs(60),
+        }
     }
 }
 
@@ -55,11 +78,23 @@ pub struct Api {
     pub(crate) manager: Arc<Manager>,
     pub(crate) keys: KeyRing,
     pub(crate) options: Arc<Options>,
+    pub(crate) signer: Signer,
+    pub(crate) idempotency: Idempotency,
+    /// Where it listens, once it does.
+    pub(crate) site: Arc<Site>,
 }
 
 impl Api {
     /// An API for the sandboxes of `manager` and the holders of `keys`.
-    pub fn new(manager: Arc<Manager>, keys: KeyRing, options: Options) -> Self {
-        Self { manager, keys, options: Arc::new(options) }
+    pub fn new(manager: Arc<Manager>, keys: KeyRing, options: Options) -> Result<Self, KeyError> {
+        let secret = options.preview_secret.clone().map_or_else(PreviewSecret::random, Ok)?;
+        Ok(Self {
+            manager,
+            keys,
+            options: Arc::new(options),
+            signer: Signer::new(&secret),
+            idempotency: Idempotency::default(),
+            site: Arc::default(),
+        })
     }
 }

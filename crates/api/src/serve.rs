@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::guard::Guard;
+use crate::preview::{Peer, Site};
 use crate::{Api, routes};
 
 /// Time for a request's head.
@@ -42,10 +44,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves `api` on `listener` until `shutdown` resolves and running requests are done.
 pub async fn serve(
     listener: TcpListener,
-    api: Api,
+    mut api: Api,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let guard = Guard::new(listener.local_addr()?, &api.options.extra_hosts);
+    let address = listener.local_addr()?;
+    let guard = Guard::new(address, &api.options.extra_hosts);
+    api.site = Arc::new(Site::new(address, &api.options.preview_hosts));
     let slots = Arc::new(Semaphore::new(api.options.max_connections));
     let router = routes::router(api, guard);
     let (finish, abort) = (CancellationToken::new(), CancellationToken::new());
@@ -99,8 +103,16 @@ async fn connection(
     }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER);
-    let service = TowerToHyperService::new(router);
-    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let peer = stream.peer_addr().ok().map(Peer);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
+        router.call(request)
+    });
+    let serving = http.serve_connection(TokioIo::new(stream), service);
+    let mut serving = pin!(serving.with_upgrades());
     let served = tokio::select! {
         served = serving.as_mut() => served,
         () = finish.cancelled() => {

@@ -6,6 +6,7 @@
 //! * Blocks end in `\n\n`; a comment is sent every [`PING`], since clients give a silent
 //!   connection up after 30 seconds.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::time::Duration;
@@ -14,9 +15,10 @@ use axum::body::Body;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, stream};
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter};
+use tokio::time::timeout;
 
 /// How often a comment is sent.
 pub(crate) const PING: Duration = Duration::from_secs(10);
@@ -38,6 +40,13 @@ pub(crate) fn block(event: Option<&str>, data: &impl Serialize) -> Bytes {
     text.into()
 }
 
+/// A block with a number by which a client can say where it left off.
+pub(crate) fn numbered(number: u64, data: &impl Serialize) -> Bytes {
+    let mut text = format!("id: {number}\n").into_bytes();
+    text.extend_from_slice(&block(None, data));
+    text.into()
+}
+
 /// An answer made of blocks. An error breaks the connection off.
 pub(crate) fn response(
     blocks: impl Stream<Item = Result<Bytes, io::Error>> + Send + 'static,
@@ -47,6 +56,31 @@ pub(crate) fn response(
         (header::CACHE_CONTROL, "no-cache"),
     ];
     (headers, Body::from_stream(blocks)).into_response()
+}
+
+/// Something that goes on, and can be told in blocks.
+pub(crate) trait Source: Send + 'static {
+    /// Waits until there is more to tell; `false` if there never will be.
+    fn more(&self) -> impl Future<Output = bool> + Send;
+    /// What there is to tell since the last time.
+    fn take(&mut self) -> Vec<Bytes>;
+}
+
+/// An answer that begins with `ready` and goes on until the source ends.
+pub(crate) fn follow(source: impl Source, ready: impl IntoIterator<Item = Bytes>) -> Response {
+    let ready: VecDeque<Bytes> = ready.into_iter().collect();
+    response(stream::unfold((source, ready), |(mut source, mut ready)| async {
+        loop {
+            if let Some(block) = ready.pop_front() {
+                return Some((Ok(block), (source, ready)));
+            }
+            match timeout(PING, source.more()).await {
+                Ok(true) => ready.extend(source.take()),
+                Ok(false) => return None,
+                Err(_) => return Some((Ok(PING_BLOCK), (source, ready))),
+            }
+        }
+    }))
 }
 
 fn ascii_json(value: &impl Serialize) -> Vec<u8> {
@@ -138,6 +172,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<Value>(data).unwrap()["chunk"], text);
         }
         assert_eq!(&block(None, &json!({ "exit_code": 0 }))[..], b"data: {\"exit_code\":0}\n\n");
+        assert_eq!(&numbered(7, &json!({ "n": 7 }))[..], b"id: 7\ndata: {\"n\":7}\n\n");
         assert_eq!(
             &block(None, &json!({ "chunk": "😀\u{2028}" }))[..],
             b"data: {\"chunk\":\"\\ud83d\\ude00\\u2028\"}\n\n"

@@ -38,7 +38,7 @@ async fn unknown_routes_and_wrong_methods_answer_in_json() {
         assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
         assert!(answer.error().contains("method"));
     }
-    let answer = server.call(Method::POST, &format!("{sandbox}/hibernate"), "").await;
+    let answer = server.call(Method::POST, &format!("{sandbox}/repl"), "").await;
     assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED);
     assert_eq!(answer.error(), "not supported by this server yet");
 }

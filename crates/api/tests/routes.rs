@@ -5,10 +5,11 @@ mod support;
 
 use std::time::Duration;
 
+use http_body_util::Full;
 use hyper::{Method, StatusCode};
 use serde_json::json;
-use support::Server;
 use support::world::eventually;
+use support::{Answer, Server};
 
 #[tokio::test]
 async fn the_life_of_a_sandbox() {
@@ -18,7 +19,9 @@ async fn the_life_of_a_sandbox() {
     assert_eq!(answer.status, StatusCode::CREATED);
     let timing = answer.headers["server-timing"].to_str().unwrap();
     assert!(timing.contains("handshake;dur="), "{timing}");
-    let view = answer.json();
+    let mut view = answer.json();
+    // Of the creation alone, and of no view.
+    view.as_object_mut().unwrap().remove("traffic_token").unwrap();
     assert_eq!(view["template"], "code-interpreter");
     assert_eq!(view["status"], "running");
     assert_eq!((&view["cpu"], &view["memory_mb"]), (&json!(1), &json!(512)));
@@ -30,7 +33,10 @@ async fn the_life_of_a_sandbox() {
 
     let lifecycle = format!("{path}/lifecycle");
     let answer = server.get(&lifecycle).await.json();
-    assert_eq!(answer, json!({ "ttl_seconds": 3600, "persistent": false, "idle_seconds": 0 }));
+    let expected = json!({
+        "ttl_seconds": 3600, "ttl_mode": "wall", "persistent": false, "idle_seconds": 0, "idle_timeout": 0,
+    });
+    assert_eq!(answer, expected);
     for (body, status) in [
         (json!({ "ttl_seconds": 60 }), 200),
         (json!({ "persistent": true }), 200),
@@ -207,4 +213,53 @@ async fn a_client_that_goes_away_during_create_leaves_nothing() {
     assert!(tokio::time::timeout(Duration::from_millis(100), creating).await.is_err());
     eventually("it is noticed", || server.world.manager.list().is_empty()).await;
     server.world.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_create_with_a_key_is_done_once() {
+    let server = Server::start().await;
+    let create = |key: &str, body: &'static str| {
+        let request = server.request(Method::POST, "/v1/sandboxes");
+        let request = request.header("idempotency-key", key).body(Full::from(body)).unwrap();
+        server.send(request)
+    };
+    let body = r#"{"template":"base"}"#;
+    let (first, second) = tokio::join!(create("a", body), create("a", body));
+    assert_eq!((first.status, second.status), (StatusCode::CREATED, StatusCode::CREATED));
+    assert_eq!(first.json(), second.json());
+    let replayed = |answer: &Answer| answer.headers.contains_key("idempotent-replayed");
+    assert!(replayed(&first) != replayed(&second));
+    let other = create("a", r#"{"template":"base","ttl_seconds":9}"#).await;
+    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(create("b", r#"{"template":"unknown"}"#).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(create("b", body).await.status, StatusCode::CREATED, "what failed is forgotten");
+    assert_eq!(create(&"x".repeat(256), body).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(server.get("/v1/sandboxes").await.json().as_array().map(Vec::len), Some(2));
+}
+
+#[tokio::test]
+async fn the_story_of_a_sandbox_outlives_it() {
+    let server = Server::start().await;
+    let (first, second) = (server.sandbox().await, server.sandbox().await);
+    server.call(Method::DELETE, &first, "").await;
+    let kinds = |answer: &Answer| -> Vec<String> {
+        let events = answer.json()["events"].as_array().unwrap().clone();
+        events.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(server.get(&first).await.status, StatusCode::NOT_FOUND);
+    let story = server.get(&format!("{first}/events")).await;
+    let life = ["sandbox.creating", "sandbox.running", "sandbox.stopping", "sandbox.deleted"];
+    assert_eq!(kinds(&story), life);
+    assert_eq!(story.json()["events"][3]["payload"]["reason"], "deleted");
+    assert_eq!(kinds(&server.get(&format!("{first}/events?tail=1")).await), life[3..]);
+    let unknown = "/v1/sandboxes/1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed/events";
+    assert_eq!(server.get(unknown).await.status, StatusCode::NOT_FOUND);
+
+    let all = server.get("/v1/events").await;
+    assert_eq!(kinds(&all).len(), 6);
+    let next = all.json()["next"].as_u64().unwrap();
+    server.call(Method::DELETE, &second, "").await;
+    let since = server.get(&format!("/v1/events?after={next}")).await;
+    assert_eq!(kinds(&since), life[2..]);
+    assert!(second.ends_with(since.json()["events"][0]["sandbox_id"].as_str().unwrap()));
 }

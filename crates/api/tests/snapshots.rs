@@ -92,12 +92,52 @@ async fn hostile_names_lead_nowhere() {
 }
 
 #[tokio::test]
+async fn a_sandbox_sleeps_and_wakes() {
+    let server = Server::forking().await;
+    let sandbox = server.sandbox().await;
+    for (verb, status) in [
+        ("hibernate", "hibernated"),
+        ("stop", "hibernated"),
+        ("wake", "running"),
+        ("start", "running"),
+        ("hibernate", "hibernated"),
+    ] {
+        let answer = server.call(Method::POST, &format!("{sandbox}/{verb}"), "").await;
+        assert_eq!(answer.status, StatusCode::OK, "{verb}");
+        assert_eq!(answer.json(), json!({ "status": status }));
+        assert_eq!(server.get(&sandbox).await.json()["status"], status);
+    }
+    let answer = server.call(Method::POST, &format!("{sandbox}/pause"), "").await;
+    assert_eq!(answer.status, StatusCode::CONFLICT);
+    assert!(answer.error().contains("wake it first"), "{answer:?}");
+    let answer = server.post(&format!("{sandbox}/exec"), &json!({ "cmd": "echo here" })).await;
+    assert_eq!(answer.json()["stdout"], "here\n");
+    assert_eq!(server.get(&sandbox).await.json()["boot_mode"], "wake");
+
+    server.call(Method::POST, &format!("{sandbox}/hibernate"), "").await;
+    server.world.engine.knobs.other_host.store(true, Ordering::SeqCst);
+    for route in ["wake", "exec"] {
+        let answer = server.post(&format!("{sandbox}/{route}"), &json!({ "cmd": "true" })).await;
+        assert_eq!(answer.status, StatusCode::CONFLICT, "{answer:?}");
+    }
+    server.world.engine.knobs.other_host.store(false, Ordering::SeqCst);
+    server.world.engine.knobs.broken.store(true, Ordering::SeqCst);
+    let answer = server.post(&format!("{sandbox}/exec"), &json!({ "cmd": "true" })).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(answer.error().contains("could not be woken"), "{answer:?}");
+    let answer = server.call(Method::DELETE, &sandbox, "").await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
 async fn what_cannot_be_done_is_said_so() {
     let server = Server::start().await;
     let sandbox = server.sandbox().await;
-    let answer = server.call(Method::POST, &format!("{sandbox}/snapshots"), "").await;
-    assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED);
-    assert!(answer.error().contains("--fork auto"), "{answer:?}");
+    for route in ["snapshots", "hibernate"] {
+        let answer = server.call(Method::POST, &format!("{sandbox}/{route}"), "").await;
+        assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED);
+        assert!(answer.error().contains("--fork auto"), "{answer:?}");
+    }
 
     let server = Server::forking().await;
     let sandbox = server.sandbox().await;

@@ -63,6 +63,12 @@ pub(crate) fn file_error(action: &'static str, path: &Path, source: io::Error) -
     EngineError::File { action, path: path.to_owned(), source }
 }
 
+impl From<pandastack_jail::root::RootError> for EngineError {
+    fn from(error: pandastack_jail::root::RootError) -> Self {
+        EngineError::File { action: error.action, path: error.path, source: error.source }
+    }
+}
+
 /// Text of a guest or of a machine's process, made fit for a log line.
 pub(crate) fn tame(text: &str) -> String {
     const MAX_CHARS: usize = 512;

@@ -22,7 +22,6 @@ pub mod agent;
 mod disk;
 mod error;
 mod files;
-mod jail_root;
 pub mod kvm;
 mod machine;
 mod process;
@@ -32,6 +31,7 @@ mod rehearsal;
 mod sparse;
 mod to_its_end;
 mod tsc;
+mod wire;
 
 pub use error::EngineError;
 pub use machine::{Bake, BakeLog, Engine, Exit, Forked, GuestImage, Machine, Stages, Usage};

@@ -1,5 +1,7 @@
 //! The engine's contract: images, bakes and machines.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,8 +20,6 @@ pub struct GuestImage {
     pub initrd: PathBuf,
     /// Root file system, EROFS.
     pub root: PathBuf,
-    /// Size of the writable disk in MiB.
-    pub disk_mb: u32,
     /// Shell lines run once, before the bake, so that what they read is in its memory.
     pub preload: Vec<String>,
     /// Shell lines run before the bake and again in every zygote or restored parked machine, so
@@ -36,7 +36,7 @@ pub struct Bake {
     pub dir: PathBuf,
     /// The image it was made of.
     pub image: GuestImage,
-    /// Its vCPUs and memory.
+    /// Its vCPUs, memory and disk.
     pub size: Size,
     /// Content address: image, size, engine and everything of the host that it depends on.
     pub key: String,
@@ -96,6 +96,10 @@ pub trait Engine: Send + Sync {
     /// Ends and removes what the machine whose directory had this name left on the host besides
     /// that directory: recovery after the server that owned it was killed.
     fn clear(&self, _machine: &str) {}
+
+    /// Resolves when nothing is left of any machine, also of those that were dropped without a
+    /// wait for their end.
+    async fn settled(&self) {}
 }
 
 /// One machine. Dropping it kills it.
@@ -106,6 +110,17 @@ pub trait Machine: Send + Sync {
 
     /// Process id of the machine on the host.
     fn pid(&self) -> u32;
+
+    /// A copy of the descriptor that leads to its network device: a `SOCK_SEQPACKET` socket that
+    /// does not block, with one Ethernet frame per datagram, without anything before it. The
+    /// device is there whatever the machine may reach, and this is its only way: until somebody
+    /// reads here, the guest talks to nobody. Its frames then wait, in the socket and after that
+    /// in the guest; nothing that is done to the machine waits for them.
+    ///
+    /// Every machine has its own, a copy too: what one sends never comes out of another's. A frame
+    /// that the machine had taken in when it was copied is in the copy as well, as is everything
+    /// else that it knew. The other end closes with the machine's process.
+    fn network(&self) -> io::Result<OwnedFd>;
 
     /// Makes it yield to machines that somebody waits for, or makes it one of those again.
     fn set_background(&self, background: bool);

@@ -18,6 +18,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
@@ -87,8 +88,12 @@ async fn prove_here(engine: &dyn Engine, bake: &Bake, scratch: &Path) -> Result<
 }
 
 fn directory(scratch: &Path, name: &str) -> Result<std::path::PathBuf, EngineError> {
-    // The name is that of a control group as well: one for each server that proves.
-    let dir = scratch.join(format!("{name}-{}", std::process::id()));
+    // The name is that of a control group as well: one for each server that proves, and for each
+    // time that it begins. The group of a proof that was cut short is on its way out when the next
+    // one begins, which would find it gone.
+    static BEGUN: AtomicUsize = AtomicUsize::new(0);
+    let begun = BEGUN.fetch_add(1, Ordering::Relaxed);
+    let dir = scratch.join(format!("{name}-{begun}-{}", std::process::id()));
     fs::create_dir(&dir).map_err(|e| file_error("create", &dir, e))?;
     Ok(dir)
 }
@@ -157,4 +162,18 @@ fn private_files(pid: u32) -> io::Result<BTreeSet<(u64, u64, String)>> {
         (writable || !named).then(|| (file.dev(), file.ino(), name))
     });
     Ok(files.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_that_begins_again_has_groups_of_its_own() {
+        let scratch = tempfile::tempdir().unwrap();
+        let name = |dir: std::path::PathBuf| dir.file_name().unwrap().to_owned();
+        let first = name(directory(scratch.path(), "proof-source").unwrap());
+        let other = tempfile::tempdir().unwrap();
+        assert_ne!(name(directory(other.path(), "proof-source").unwrap()), first);
+    }
 }

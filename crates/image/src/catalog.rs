@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::build;
+use crate::classes::Found;
 use crate::error::ImageError;
 use crate::gate::Gates;
 use crate::image::{self, ImageManifest, RootManifest};
@@ -29,7 +30,7 @@ use crate::workdir::{self, Workdir};
 pub(crate) struct BakeManifest {
     /// Digest of the image.
     pub(crate) image: String,
-    /// vCPUs and memory.
+    /// vCPUs, memory and disk.
     pub(crate) size: Size,
     /// The engine that made it.
     pub(crate) engine: String,
@@ -41,6 +42,9 @@ pub struct Catalog {
     pub(crate) inner: Arc<Inner>,
 }
 
+/// What is on the shelf, as far as it was looked for.
+pub(crate) type FoundBakes = HashMap<(TemplateName, Size), Found>;
+
 pub(crate) struct Inner {
     pub(crate) shelf: Shelf,
     pub(crate) engine: Arc<dyn Engine>,
@@ -50,7 +54,7 @@ pub(crate) struct Inner {
     pub(crate) in_use: File,
     gates: Gates,
     /// Bakes that were found on the shelf.
-    found: Mutex<HashMap<(TemplateName, Size), Arc<Bake>>>,
+    found: Mutex<FoundBakes>,
 }
 
 impl Catalog {
@@ -106,13 +110,15 @@ impl Catalog {
     /// The bake of `recipe` at `size`, if it is there.
     pub fn baked(&self, recipe: &Recipe, size: Size) -> Option<Arc<Bake>> {
         let id = (recipe.name().clone(), size);
-        if let Some(bake) = self.found().get(&id) {
-            return Some(bake.clone());
+        // Held throughout: a bake that somebody removes is not looked at meanwhile.
+        let mut known = self.found();
+        if let Some(found) = known.get(&id) {
+            return Some(found.used());
         }
         let image = self.inner.image(recipe).or_damaged().flatten()?;
-        let bake = Arc::new(self.inner.bake(&image, size).or_damaged().flatten()?);
-        self.found().insert(id, bake.clone());
-        Some(bake)
+        let bake = self.inner.bake(&image, size).or_damaged().flatten()?;
+        let found = self.inner.hold(bake).or_damaged().flatten()?;
+        Some(known.entry(id).or_insert(found).used())
     }
 
     /// The bake of `recipe` at `size`, made if it is not there. Concurrent callers for the same
@@ -129,9 +135,10 @@ impl Catalog {
         let job = Job { inner: self.inner.clone(), recipe: recipe.clone(), progress };
         let (root_key, root) = job.root().await?;
         let image = job.image(&root_key, &root).await?;
-        let bake = Arc::new(job.bake(&image, size).await?);
-        self.found().insert((recipe.name().clone(), size), bake.clone());
-        Ok(bake)
+        // Before it is there, so that nobody removes it before it is found.
+        let _kept = self.inner.keep(&self.inner.engine.bake_key(&image, size))?;
+        let made = job.bake(&image, size).await?;
+        self.baked(recipe, size).ok_or_else(|| self.inner.lost(Kind::Bake, &made.key))
     }
 
     /// The image of `recipe`, made if it is not there: everything up to the first boot.
@@ -145,7 +152,7 @@ impl Catalog {
         job.image(&root_key, &root).await
     }
 
-    fn found(&self) -> MutexGuard<'_, HashMap<(TemplateName, Size), Arc<Bake>>> {
+    pub(crate) fn found(&self) -> MutexGuard<'_, FoundBakes> {
         self.inner.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -164,6 +171,8 @@ impl Catalog {
             size_bytes: root_dir.iter().chain(&bake_dir).map(|dir| disk_bytes(dir)).sum(),
             cpu: recipe.size.cpu,
             memory_mb: recipe.size.memory_mb,
+            disk_mb: recipe.size.disk_mb,
+            sizes: self.classes(recipe),
             is_global: true,
             description: recipe.description.clone(),
             tools: recipe.tools.clone(),

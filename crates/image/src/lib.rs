@@ -20,6 +20,7 @@
 
 mod build;
 mod catalog;
+mod classes;
 mod error;
 mod gate;
 mod image;

@@ -9,6 +9,8 @@ use pandastack_types::TemplateName;
 pub enum Stage {
     /// Another caller or process builds the same thing.
     Waiting,
+    /// A server prepares a size that it was not asked for before.
+    Size,
     /// Packages are fetched and installed.
     Packages,
     /// The kernel is fetched.
@@ -28,6 +30,7 @@ impl Stage {
     pub fn as_str(self) -> &'static str {
         match self {
             Stage::Waiting => "waiting",
+            Stage::Size => "size",
             Stage::Packages => "packages",
             Stage::Kernel => "kernel",
             Stage::Filesystem => "filesystem",

@@ -27,7 +27,6 @@ pub struct Recipe {
     /// Shell lines run once inside the tree while it is built.
     pub(crate) prepare: Vec<String>,
     pub(crate) size: Size,
-    pub(crate) disk_mb: u32,
     pub(crate) preload: Vec<String>,
     pub(crate) warm_up: Vec<String>,
 }
@@ -56,9 +55,6 @@ struct Raw {
 }
 
 impl Recipe {
-    /// Disk sizes a recipe may ask for, in MiB.
-    pub const DISK_MB: std::ops::RangeInclusive<u32> = 64..=65_536;
-
     /// Reads and checks a recipe file.
     pub fn parse(text: &str) -> Result<Recipe, RecipeError> {
         let raw: Raw = toml::from_str(text)?;
@@ -73,10 +69,6 @@ impl Recipe {
         if let Some(bad) = lines.into_iter().find(|line| !is_shell_line(line)) {
             return Err(RecipeError::Line(bad.clone()));
         }
-        let disk_mb = u32::try_from(raw.disk_mb)
-            .ok()
-            .filter(|mb| Self::DISK_MB.contains(mb))
-            .ok_or(RecipeError::Disk(raw.disk_mb))?;
         let mut packages = raw.packages;
         packages.sort();
         packages.dedup();
@@ -88,8 +80,7 @@ impl Recipe {
             suite: raw.suite,
             packages,
             prepare: raw.prepare,
-            size: Size::new(raw.cpu, raw.memory_mb)?,
-            disk_mb,
+            size: Size::new(raw.cpu, raw.memory_mb, raw.disk_mb)?,
             preload: raw.preload,
             warm_up: raw.warm_up,
         })
@@ -110,7 +101,7 @@ impl Recipe {
         &self.aliases
     }
 
-    /// vCPUs and memory of a machine when nothing else is asked for.
+    /// vCPUs, memory and disk of a machine when nothing else is asked for.
     pub fn size(&self) -> Size {
         self.size
     }
@@ -151,16 +142,9 @@ pub enum RecipeError {
     /// A shell line that is empty or more than one line.
     #[error("{0:?} is not one line of shell")]
     Line(String),
-    /// vCPUs or memory out of range.
+    /// vCPUs, memory or disk out of range.
     #[error("the recipe's size is not possible")]
     Size(#[from] InvalidSize),
-    /// Disk out of range.
-    #[error(
-        "disk_mb must be {min} to {max}, not {0}",
-        min = Recipe::DISK_MB.start(),
-        max = Recipe::DISK_MB.end()
-    )]
-    Disk(i64),
 }
 
 #[cfg(test)]
@@ -183,7 +167,7 @@ mod tests {
     fn a_good_recipe_is_normalised() {
         let recipe = Recipe::parse(GOOD).unwrap();
         assert_eq!(recipe.packages, ["bash", "g++", "libc6"]);
-        assert_eq!(recipe.size, Size { cpu: 1, memory_mb: 512 });
+        assert_eq!(recipe.size, Size { cpu: 1, memory_mb: 512, disk_mb: 2048 });
         assert!(recipe.answers_to(&"t".parse().unwrap()));
         assert!(recipe.answers_to(&"u".parse().unwrap()));
         assert!(!recipe.answers_to(&"d".parse().unwrap()));

@@ -129,13 +129,18 @@ impl Cgroups {
         Cgroup { dirs: dirs.filter(|dir| dir.is_dir()).collect() }.kill();
     }
 
-    /// Removes empty groups that are older than `age`, whoever left them. A younger one may belong
-    /// to a machine that is about to join it.
+    /// Removes empty groups that nobody can want any more: those called `NAME-PID` after a process
+    /// that was killed before it could, and whatever is older than `age`, whoever left it. Another
+    /// one may belong to a machine that is about to join it.
     pub fn sweep(&self, age: Duration) {
         for parent in self.parents() {
             for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let owner = name.rsplit_once('-').and_then(|(_, pid)| pid.parse().ok());
                 let made = entry.metadata().and_then(|meta| meta.modified());
-                if made.is_ok_and(|made| made.elapsed().is_ok_and(|found| found > age)) {
+                let is_old =
+                    || made.is_ok_and(|made| made.elapsed().is_ok_and(|found| found > age));
+                if owner.is_some_and(is_dead) || is_old() {
                     // Files and groups with a process in them refuse.
                     let _ = fs::remove_dir(entry.path());
                 }
@@ -150,6 +155,13 @@ impl Cgroups {
             Self::V1(parents) => parents.iter().map(|(_, dir)| dir.as_path()).collect(),
         }
     }
+}
+
+/// Whether there is no such process. One that is another user's, or that nobody may ask about, is
+/// there.
+fn is_dead(pid: i32) -> bool {
+    let Some(pid) = rustix::process::Pid::from_raw(pid).filter(|_| pid > 0) else { return false };
+    rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
 }
 
 /// Our parent directory in a unified hierarchy, if it has the controllers and we may write.
@@ -242,8 +254,9 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         for dir in &self.dirs {
-            // A group stays busy for a moment after its last process was reaped.
-            for _ in 0..50 {
+            // A group stays busy for a moment after its last process was reaped, and for a longer
+            // one on a busy host.
+            for _ in 0..1000 {
                 match fs::remove_dir(dir) {
                     Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
                         std::thread::sleep(Duration::from_millis(2));
@@ -265,6 +278,23 @@ mod tests {
         assert_eq!(Cgroups::find_below(dir.path()), Cgroups::None);
         assert!(!Cgroups::None.bounds("memory"));
         assert!(Cgroups::None.create("x", LIMITS).unwrap().is_none());
+    }
+
+    #[test]
+    fn groups_of_dead_processes_are_swept_and_no_others_that_are_young() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = dir.path().join("memory/pandastack");
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        let dead = ended.id();
+        ended.wait().unwrap();
+        let stay =
+            [format!("gateway-{}", std::process::id()), "keepers".into(), "x-a".into(), "7".into()];
+        for name in stay.iter().chain([&format!("gateway-{dead}")]) {
+            fs::create_dir_all(parent.join(name)).unwrap();
+        }
+        Cgroups::V1(vec![("memory", parent.clone())]).sweep(Duration::from_secs(60));
+        assert!(!parent.join(format!("gateway-{dead}")).exists());
+        assert!(stay.iter().all(|name| parent.join(name).exists()));
     }
 
     #[test]

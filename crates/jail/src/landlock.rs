@@ -51,7 +51,8 @@ const REFER: u64 = 1 << 13;
 const TRUNCATE: u64 = 1 << 14;
 const IOCTL_DEV: u64 = 1 << 15;
 /// `LANDLOCK_ACCESS_NET_BIND_TCP` and `CONNECT_TCP`.
-const TCP: u64 = 0b11;
+const BIND_TCP: u64 = 0b01;
+const CONNECT_TCP: u64 = 0b10;
 /// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `SIGNAL`.
 const SCOPES: u64 = 0b11;
 
@@ -74,18 +75,23 @@ impl Ruleset {
             4..6 => 16,
             _ => 24,
         };
-        (Self { files, network: from(4, TCP), scopes: from(6, SCOPES) }, length)
+        (Self { files, network: from(4, BIND_TCP | CONNECT_TCP), scopes: from(6, SCOPES) }, length)
     }
 }
 
-/// Rules by which a process can execute `programs` and do nothing else that Landlock knows, to be
-/// put in force by [`enforce`]. Nothing where the kernel has no Landlock.
-pub(crate) fn only_execute(programs: &[&Path]) -> io::Result<Option<OwnedFd>> {
+/// Rules by which a process can execute `programs`, connect to others if it `connects`, and do
+/// nothing else that Landlock knows, to be put in force by [`enforce`]. Nothing where the kernel has
+/// no Landlock.
+pub(crate) fn only_execute(programs: &[&Path], connects: bool) -> io::Result<Option<OwnedFd>> {
     let version = version();
     if version == 0 {
         return Ok(None);
     }
-    let (everything, length) = Ruleset::everything(version);
+    let (mut everything, length) = Ruleset::everything(version);
+    if connects {
+        // What is not handled is not denied.
+        everything.network &= !CONNECT_TCP;
+    }
     // SAFETY: the kernel reads as much of the structure as `length` says, which is not more than
     // it has.
     let ruleset = unsafe {
@@ -142,7 +148,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_cannot_be_allowed() {
-        let missing = only_execute(&[Path::new("/nowhere/at/all")]);
+        let missing = only_execute(&[Path::new("/nowhere/at/all")], false);
         match version() {
             0 => assert!(missing.unwrap().is_none()),
             _ => assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound),
@@ -152,7 +158,7 @@ mod tests {
     /// Without namespaces and filter, so that nothing else can be what denies.
     #[test]
     fn alone_it_leaves_nothing_but_the_program() {
-        let Some(rules) = only_execute(&[Path::new("/bin/true")]).unwrap() else {
+        let Some(rules) = only_execute(&[Path::new("/bin/true")], false).unwrap() else {
             return; // the host has none, and `doctor` says so
         };
         let (listener, stream) = std::os::unix::net::UnixStream::pair().unwrap();

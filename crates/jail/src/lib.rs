@@ -2,8 +2,9 @@
 //!
 //! A jailed process is born inside its namespaces ([`spawn`]) and loses everything else before
 //! its program starts: one read-only directory is its file system, the descriptors it was given
-//! are its world, and there is no network, no capability and no way to get either back. What a
-//! host cannot provide is a [`Level`] that callers show to people; it is never skipped silently.
+//! are its world, and there is no network, no capability and no way to get either back. One kind
+//! of process keeps the host's network and nothing else: the gateway ([`Confine::HostNetwork`]).
+//! What a host cannot provide is a [`Level`] that callers show to people; it is never skipped silently.
 //!
 //! The program is process 2 of its namespaces: process 1 is a keeper that outlives it, because a
 //! program can fork, and its forks must not end with it.
@@ -32,6 +33,7 @@ mod ids;
 mod landlock;
 mod probe;
 mod process;
+pub mod root;
 pub mod seccomp;
 mod spawn;
 mod spawner;

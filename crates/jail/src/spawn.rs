@@ -61,6 +61,9 @@ pub enum Confine {
     /// Landlock ([`crate::Level`] says whether it has). There is no `/proc`, so a keeper cannot
     /// give a copy its ids: see [`crate::give_ids`].
     Programs,
+    /// As [`Confine::Programs`], but in the network namespace of the host, where it may connect to
+    /// others and nobody can connect to it: a gateway is between sandboxes and that network.
+    HostNetwork,
 }
 
 /// Resource limits of a jailed process; a core is never dumped.
@@ -157,7 +160,8 @@ pub(crate) fn start(program: Program) -> Result<(Init, Child), SpawnError> {
         filter: program.filter.program().to_vec(),
         drop_groups: outer.privileged,
     };
-    let init = clone_into_jail(&plan).map_err(SpawnError::Clone)?;
+    let network = program.confine != Confine::HostNetwork;
+    let init = clone_into_jail(&plan, network).map_err(SpawnError::Clone)?;
     // The link has to end when the children's copies do.
     drop((lifted, theirs));
     match supervise(&init, &outer, &link) {
@@ -179,7 +183,8 @@ impl Program {
             let inside = Path::new(OsStr::from_bytes(inside.as_bytes()));
             self.root.join(inside.strip_prefix("/").unwrap_or(inside))
         };
-        landlock::only_execute(&[&outside(&self.init), &outside(&self.path)])
+        let connects = self.confine == Confine::HostNetwork;
+        landlock::only_execute(&[&outside(&self.init), &outside(&self.path)], connects)
     }
 }
 
@@ -191,16 +196,16 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 /// Time for each part of a child's set-up, which takes a millisecond on an idle host.
 const DEADLINE_SECONDS: i64 = 20;
 
-/// Makes process 1 in its own namespaces.
-fn clone_into_jail(plan: &Plan) -> io::Result<Init> {
+/// Makes process 1 in its own namespaces; `network` says whether it gets an empty network, too.
+fn clone_into_jail(plan: &Plan, network: bool) -> io::Result<Init> {
     let mut pidfd: RawFd = -1;
     let namespaces = libc::CLONE_NEWUSER
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP;
+        | libc::CLONE_NEWCGROUP
+        | if network { libc::CLONE_NEWNET } else { 0 };
     // SAFETY: an all-zero clone_args asks for a plain fork.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = (namespaces | libc::CLONE_PIDFD) as u64;

@@ -157,6 +157,11 @@ impl Encoder {
         self.small(Kind::Credit, stream, &credit.to_le_bytes());
     }
 
+    /// Queues the news that a stream's connection is made.
+    pub fn ready(&mut self, stream: u32) {
+        self.small(Kind::Ready, stream, &[]);
+    }
+
     /// Queues the cancellation of a stream.
     pub fn reset(&mut self, stream: u32) {
         self.small(Kind::Reset, stream, &[]);

@@ -2,7 +2,7 @@
 
 /// Version of everything in this crate; host and agent must agree exactly, since they are baked
 /// together.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Starts a connection. Sixteen bytes that are neither in UTF-8 text, nor in a varint of more than
 /// one field, nor in a header: see the crate's page. The first byte occurs only once, so looking
@@ -56,6 +56,8 @@ pub enum Kind {
     Credit = 7,
     /// The host has lost interest.
     Reset = 8,
+    /// The agent has made the connection that a stream is for: bytes flow from here on.
+    Ready = 9,
 }
 
 impl Kind {
@@ -70,6 +72,7 @@ impl Kind {
             6 => Self::Eof,
             7 => Self::Credit,
             8 => Self::Reset,
+            9 => Self::Ready,
             _ => return None,
         })
     }
@@ -89,6 +92,8 @@ pub enum Channel {
     File = 3,
     /// A postcard `Vec<DirEntry>` per frame.
     Entries = 4,
+    /// A connection's bytes, either way.
+    Tcp = 5,
 }
 
 impl Channel {
@@ -100,6 +105,7 @@ impl Channel {
             2 => Self::Stderr,
             3 => Self::File,
             4 => Self::Entries,
+            5 => Self::Tcp,
             _ => return None,
         })
     }

@@ -42,6 +42,9 @@
 //!                       └──────────────▶ cancelling ─────────┘
 //! ```
 //!
+//! The agent's EOF and READY are of streams that are a connection ([`Request::Dial`]): READY says that
+//! it is made, at most once and before its bytes.
+//!
 //! Every request gets exactly one reply, and it is the last frame of its stream. A host that
 //! resets a stream keeps its number until the reply, so a frame for an unknown stream is always a
 //! violation on the host's side; the agent ignores frames for streams that it has closed, since
@@ -72,6 +75,7 @@ mod encode;
 mod flow;
 mod frame;
 mod message;
+pub mod network;
 #[cfg(test)]
 mod tests;
 

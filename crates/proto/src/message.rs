@@ -96,6 +96,12 @@ pub enum Request {
     },
     /// TCP ports that something listens on: [`Reply::Ports`].
     Ports,
+    /// Connect to a TCP port of the guest's own loopback, of IPv4 or else IPv6. A READY frame once
+    /// that is done, then bytes both ways, each ended by EOF; [`Reply::Done`] after both.
+    Dial {
+        /// Not 0.
+        port: u16,
+    },
     /// [`Reply::Stats`].
     Stats,
     /// Make a snapshot safe: nothing runs, everything is on disk. [`Reply::Done`].
@@ -267,6 +273,10 @@ pub enum ErrorCode {
     TooMany,
     /// The host reset the stream.
     Cancelled,
+    /// Nothing listens on the port.
+    Refused,
+    /// What should have happened did not happen in time.
+    TimedOut,
     /// Anything else.
     Io,
 }
@@ -284,6 +294,8 @@ impl fmt::Display for ErrorCode {
             Self::Unauthorized => "wrong token",
             Self::TooMany => "too many at once",
             Self::Cancelled => "cancelled",
+            Self::Refused => "nothing listens",
+            Self::TimedOut => "took too long",
             Self::Io => "failed",
         })
     }

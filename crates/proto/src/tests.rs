@@ -15,7 +15,7 @@ enum Sent {
 }
 
 fn channel() -> impl Strategy<Value = Channel> {
-    (0_u8..5).prop_map(|byte| Channel::from_byte(byte).unwrap())
+    (0_u8..6).prop_map(|byte| Channel::from_byte(byte).unwrap())
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -27,6 +27,7 @@ fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         Just(Request::Ping),
         any::<u64>().prop_map(|unix_ns| Request::SetClock { unix_ns }),
+        any::<u16>().prop_map(|port| Request::Dial { port }),
         (text(), any::<u64>(), any::<Option<u64>>())
             .prop_map(|(path, offset, len)| Request::Read { path, offset, len }),
         exec.prop_map(|(line, env, timeout_ms)| {
@@ -89,7 +90,7 @@ fn understand(frame: &Frame<'_>) -> Option<Sent> {
         Kind::Eof => Sent::Eof(id, frame.channel()?.0),
         Kind::Credit => Sent::Credit(id, frame.credit()?),
         Kind::Reset => Sent::Reset(id),
-        Kind::Hello | Kind::Welcome | Kind::Reply => return None,
+        Kind::Hello | Kind::Welcome | Kind::Reply | Kind::Ready => return None,
     })
 }
 

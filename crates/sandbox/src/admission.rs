@@ -4,6 +4,7 @@
 //! held from the decision until the sandbox is registered or has failed, so that a burst of
 //! creates sees each other's memory before it is really used.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use pandastack_types::Size;
@@ -20,6 +21,10 @@ pub(crate) struct Admission {
     max_sandboxes: usize,
     reserve_mb: u64,
     estimate_percent: u64,
+    /// Where the disks of machines are.
+    machines: PathBuf,
+    disk_reserve_mb: u64,
+    disk_percent: u64,
     pending: Arc<Mutex<Pending>>,
 }
 
@@ -28,6 +33,7 @@ pub(crate) struct Admission {
 struct Pending {
     sandboxes: usize,
     memory_mb: u64,
+    disk_mb: u64,
 }
 
 /// What the host has and what is asked of it.
@@ -38,6 +44,9 @@ struct Question {
     needed_mb: u64,
     /// Available above the reserve and the pending creates; `None` where it is not known.
     free_mb: Option<u64>,
+    needed_disk_mb: u64,
+    /// The same of the host's disk.
+    free_disk_mb: Option<u64>,
 }
 
 fn decide(question: Question) -> Result<(), CreateError> {
@@ -46,18 +55,28 @@ fn decide(question: Question) -> Result<(), CreateError> {
     }
     match question.free_mb {
         Some(free_mb) if free_mb < question.needed_mb => {
-            Err(CreateError::Memory { needed_mb: question.needed_mb, free_mb })
+            return Err(CreateError::Memory { needed_mb: question.needed_mb, free_mb });
+        }
+        _ => {}
+    }
+    match question.free_disk_mb {
+        Some(free_mb) if free_mb < question.needed_disk_mb => {
+            Err(CreateError::Disk { needed_mb: question.needed_disk_mb, free_mb })
         }
         _ => Ok(()),
     }
 }
 
 impl Admission {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// Decides by these limits; `machines` is where their disks are.
+    pub(crate) fn new(config: &Config, machines: PathBuf) -> Self {
         Self {
             max_sandboxes: config.max_sandboxes,
             reserve_mb: config.memory_reserve_mb,
             estimate_percent: config.memory_estimate_percent,
+            machines,
+            disk_reserve_mb: config.disk_reserve_mb,
+            disk_percent: config.disk_estimate_percent,
             pending: Arc::default(),
         }
     }
@@ -66,16 +85,21 @@ impl Admission {
     /// that exist already.
     pub(crate) fn admit(&self, size: Size, registered: usize) -> Result<Permit, CreateError> {
         let needed_mb = self.estimate(size);
+        let needed_disk_mb = u64::from(size.disk_mb) * self.disk_percent / 100;
         let mut pending = lock(&self.pending);
         decide(Question {
             sandboxes: registered + pending.sandboxes,
             max_sandboxes: self.max_sandboxes,
             needed_mb,
             free_mb: self.free_mb().map(|free| free.saturating_sub(pending.memory_mb)),
+            needed_disk_mb,
+            free_disk_mb: self.free_disk_mb().map(|free| free.saturating_sub(pending.disk_mb)),
         })?;
         pending.sandboxes += 1;
         pending.memory_mb += needed_mb;
-        Ok(Permit { memory_mb: needed_mb, pending: self.pending.clone() })
+        pending.disk_mb += needed_disk_mb;
+        let pending = self.pending.clone();
+        Ok(Permit { memory_mb: needed_mb, disk_mb: needed_disk_mb, pending })
     }
 
     /// Whether a machine that nobody asked for may be parked: only while there is room for two
@@ -96,12 +120,19 @@ impl Admission {
     fn free_mb(&self) -> Option<u64> {
         host::available_mb().map(|available| available.saturating_sub(self.reserve_mb))
     }
+
+    /// `None` where it cannot be told; then a full disk shows when it is full.
+    fn free_disk_mb(&self) -> Option<u64> {
+        let free = host::free_disk_mb(&self.machines).ok()?;
+        Some(free.saturating_sub(self.disk_reserve_mb))
+    }
 }
 
 /// A place that was promised to one sandbox. Dropping it gives the place back.
 #[derive(Debug)]
 pub(crate) struct Permit {
     memory_mb: u64,
+    disk_mb: u64,
     pending: Arc<Mutex<Pending>>,
 }
 
@@ -110,6 +141,7 @@ impl Drop for Permit {
         let mut pending = lock(&self.pending);
         pending.sandboxes -= 1;
         pending.memory_mb -= self.memory_mb;
+        pending.disk_mb -= self.disk_mb;
     }
 }
 
@@ -117,8 +149,14 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
-    const ROOMY: Question =
-        Question { sandboxes: 3, max_sandboxes: 4, needed_mb: 100, free_mb: Some(100) };
+    const ROOMY: Question = Question {
+        sandboxes: 3,
+        max_sandboxes: 4,
+        needed_mb: 100,
+        free_mb: Some(100),
+        needed_disk_mb: 10,
+        free_disk_mb: Some(10),
+    };
 
     #[test]
     fn the_limits_are_inclusive() {
@@ -128,14 +166,19 @@ mod tests {
             decide(Question { free_mb: Some(99), ..ROOMY }),
             Err(CreateError::Memory { needed_mb: 100, free_mb: 99 })
         ));
-        assert!(decide(Question { free_mb: None, ..ROOMY }).is_ok(), "unknown is not a refusal");
+        assert!(matches!(
+            decide(Question { free_disk_mb: Some(9), ..ROOMY }),
+            Err(CreateError::Disk { needed_mb: 10, free_mb: 9 })
+        ));
+        let unknown = Question { free_mb: None, free_disk_mb: None, ..ROOMY };
+        assert!(decide(unknown).is_ok(), "unknown is not a refusal");
     }
 
     #[test]
     fn permits_count_until_they_are_dropped() {
         let config = Config { max_sandboxes: 2, memory_reserve_mb: 0, ..Config::new("x".into()) };
-        let admission = Admission::new(&config);
-        let size = Size { cpu: 1, memory_mb: 128 };
+        let admission = Admission::new(&config, ".".into());
+        let size = Size { cpu: 1, memory_mb: 128, disk_mb: 256 };
         let first = admission.admit(size, 0).unwrap();
         let second = admission.admit(size, 0).unwrap();
         assert!(matches!(admission.admit(size, 0), Err(CreateError::Full(2))));

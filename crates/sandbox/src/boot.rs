@@ -11,7 +11,8 @@
 //!
 //! The acknowledged resume is what makes a machine somebody's: until then it has the random
 //! numbers, the clock and the token of its template, which every copy shares. A machine that
-//! does not acknowledge is killed by whoever holds it.
+//! does not acknowledge is killed by whoever holds it. Before it runs as a sandbox its frames are
+//! attached to the network (see `network`); nobody's machines have no network at all.
 
 use std::io;
 use std::path::Path;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use pandastack_engine::agent::{AgentError, ExecEvent, Identity};
 use pandastack_engine::{Bake, Engine, EngineError, Machine};
+use pandastack_policy::Policy;
 use pandastack_proto::{ExecSpec, Token};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -33,11 +35,20 @@ const WARM_UP: Duration = Duration::from_secs(60);
 
 /// The contract's word for a machine that was restored from files.
 pub(crate) const RESTORED: &str = "snapshot";
+/// The contract's word for a machine that was restored from its sandbox's own files.
+pub(crate) const WOKEN: &str = "wake";
 
 /// A machine with the directory it lives in. Dropped in this order: the process, then its files.
 pub(crate) struct Housed {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) dir: MachineDir,
+}
+
+/// A copy of a sandbox's machine.
+pub(crate) struct Copied {
+    pub(crate) housed: Housed,
+    /// What the copied sandbox could reach at that instant, for a child that inherits it.
+    pub(crate) inherited: Option<Policy>,
 }
 
 /// What a create starts from.
@@ -53,7 +64,7 @@ pub(crate) enum Source {
     Snapshot(Arc<Bake>, Token, String),
     /// A fork of another sandbox, with the name that it will have. It comes when that sandbox's
     /// owner has made it.
-    Child(String, oneshot::Receiver<Housed>),
+    Child(String, oneshot::Receiver<Copied>),
 }
 
 impl Source {
@@ -110,6 +121,13 @@ pub(crate) struct Copies {
     pub(crate) machines: Vec<Housed>,
     /// How long the original stood still.
     pub(crate) pause: Duration,
+}
+
+/// Copies of a sandbox's machine, as its owner hands them out.
+pub(crate) struct Litter {
+    pub(crate) copies: Copies,
+    /// What the sandbox could reach at that instant.
+    pub(crate) egress: Policy,
 }
 
 /// Makes one copy of a machine per name. They stand still; all or none.

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pandastack_engine::Bake;
-use pandastack_types::{SandboxId, Size, SnapshotId, TemplateName};
+use pandastack_policy::Policy;
+use pandastack_types::{SandboxId, Size, SizeLimits, SnapshotId, TemplateName};
 use time::OffsetDateTime;
 
 use crate::admission::Permit;
 use crate::boot::Source;
 use crate::error::{CreateError, InvalidRequest};
+use crate::fault::{self, Point};
 use crate::launch::{Created, Draft, Launch};
 use crate::limits::Limits;
-use crate::manager::Manager;
+use crate::manager::{Creating, Manager};
 use crate::metadata;
 use crate::request::{self, NewSandbox};
 use crate::sandbox::Birth;
@@ -28,6 +30,9 @@ struct Origin {
     /// The template's bake behind it.
     ancestor: Arc<Bake>,
     permit: Permit,
+    egress: Policy,
+    /// From here on machines that nobody waits for have to wait.
+    busy: Creating,
 }
 
 impl Manager {
@@ -35,15 +40,21 @@ impl Manager {
     pub async fn create(&self, mut request: NewSandbox) -> Result<Created, CreateError> {
         let mut stages = Stages::start();
         let core = &self.core;
-        let _busy = core.creating();
         let metadata = metadata::asked(std::mem::take(&mut request.metadata))?;
         let ttl = request.ttl_seconds.map(request::ttl).transpose()?;
-        let Origin { template, size, source, ancestor, permit } = match request.from_snapshot {
-            None => self.of_template(&request, &mut stages).await?,
-            Some(id) => self.of_snapshot(id, &request, &mut stages)?,
-        };
+        let idle_timeout = request.idle_timeout.map(request::idle_timeout).transpose()?;
+        let Origin { template, size, source, ancestor, permit, egress, busy: _busy } =
+            match request.from_snapshot {
+                None => self.of_template(&request, &mut stages).await?,
+                Some(id) => self.of_snapshot(id, &request, &mut stages)?,
+            };
         let limits =
             Limits::new(ttl, request.persistent, core.config.default_ttl_seconds, Instant::now());
+        let limits = limits.idle(idle_timeout.unwrap_or(match request.persistent {
+            true => core.config.idle_timeout_seconds,
+            false => 0,
+        }));
+        let limits = limits.counting(request.ttl_mode);
         let birth = Birth {
             id: SandboxId::random(),
             template,
@@ -56,8 +67,9 @@ impl Manager {
             ancestor,
             from_snapshot: request.from_snapshot,
         };
-        let draft = Draft::new(core, Launch { birth, limits, source, stages, permit });
+        let draft = Draft::new(core, Launch { birth, limits, egress, source, stages, permit });
         core.open(std::slice::from_ref(&draft))?;
+        fault::point(Point::CreateJournalled);
         draft.begin(core).ready().await
     }
 
@@ -69,15 +81,18 @@ impl Manager {
         let found = self.core.templates.find(&request.template);
         let template =
             found.ok_or_else(|| CreateError::UnknownTemplate(request.template.clone()))?;
-        let size = request::size(request.cpu, request.memory_mb, template.size)?;
+        let size = request::size(request, template.size, self.core.config.size_limits)?;
         let permit = self.core.admit(size)?;
         stages.mark("admission");
         let bake = self.bake(&template, size, stages).await?;
+        // Not before: a bake may take long, and all others' machines are made ahead meanwhile.
+        let busy = self.core.creating();
         self.core.pool.want(&bake, size == template.size);
         let source = self.core.pool.take(bake.clone());
         stages.mark("take");
         let template = request.template.clone();
-        Ok(Origin { template, size, source, ancestor: bake, permit })
+        let egress = request.egress.clone().unwrap_or_default();
+        Ok(Origin { template, size, source, ancestor: bake, permit, egress, busy })
     }
 
     fn of_snapshot(
@@ -86,18 +101,21 @@ impl Manager {
         request: &NewSandbox,
         stages: &mut Stages,
     ) -> Result<Origin, CreateError> {
-        let Thawed { template, bake, token, ancestor } = self.thaw(id)?;
+        let Thawed { template, bake, token, ancestor, egress, .. } =
+            self.core.thaw(&self.core.snapshots, id)?;
+        let egress = request.egress.clone().or(egress).ok_or(CreateError::DamagedPolicy(id))?;
         let size = bake.size;
-        if request::size(request.cpu, request.memory_mb, size)? != size {
-            let text = format!(
-                "a sandbox of this snapshot has {} vCPU and {} MiB",
-                size.cpu, size.memory_mb
-            );
+        // It was let in when it was made, so the operator's limits are no matter here.
+        let asked = request::size(request, size, SizeLimits::POSSIBLE).ok();
+        if asked != Some(size) {
+            let text = format!("a sandbox of this snapshot has {size}");
             return Err(InvalidRequest::Field(text).into());
         }
         let permit = self.core.admit(size)?;
         stages.mark("admission");
-        Ok(Origin { template, size, source: Source::thaw(bake, token), ancestor, permit })
+        let source = Source::thaw(bake, token);
+        let busy = self.core.creating();
+        Ok(Origin { template, size, source, ancestor, permit, egress, busy })
     }
 
     async fn bake(
@@ -112,13 +130,8 @@ impl Manager {
         if !template.built {
             return Err(CreateError::Building(template.name.clone()));
         }
-        // In a task of its own: others may be waiting for the same bake, and it is not wasted
-        // when this requester goes away.
-        let templates = self.core.templates.clone();
-        let name = template.name.clone();
-        let baking = tokio::spawn(async move { templates.bake(&name, size).await });
-        let baked = baking.await.map_err(|_| CreateError::Building(template.name.clone()))?;
+        let bake = self.core.class(template, size).await?;
         stages.mark("bake");
-        baked.map_err(|source| CreateError::Bake { template: template.name.clone(), source })
+        Ok(bake)
     }
 }

@@ -6,12 +6,14 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pandastack_engine::EngineError;
 use pandastack_engine::agent::AgentError;
+use pandastack_gateway::client::GatewayError;
 use pandastack_store::StoreError;
-use pandastack_types::{EndReason, InvalidSize, SandboxId, SnapshotId, TemplateName};
+use pandastack_types::{EndReason, InvalidSize, SandboxId, Size, SnapshotId, TemplateName};
 
 use crate::templates::BakeError;
 
@@ -74,6 +76,9 @@ pub enum CreateError {
     /// There is no such snapshot.
     #[error(transparent)]
     NoSnapshot(#[from] NoSnapshot),
+    /// The snapshot is there, but not what a sandbox made of it may reach.
+    #[error("the egress policy of snapshot {0} is damaged; say in the request what is meant")]
+    DamagedPolicy(SnapshotId),
     /// The snapshot is there, but nothing can be made of it here.
     #[error("snapshot {id} cannot be used: {why}")]
     StaleSnapshot {
@@ -96,17 +101,45 @@ pub enum CreateError {
         /// What is left above the reserve.
         free_mb: u64,
     },
+    /// The host's disk has no room for it.
+    #[error("not enough host disk: {needed_mb} MiB needed, {free_mb} MiB free")]
+    Disk {
+        /// What it is expected to need.
+        needed_mb: u64,
+        /// What is left above the reserve.
+        free_mb: u64,
+    },
     /// The server is stopping.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// Its size class is not baked yet.
+    #[error(
+        "template \"{template}\" is being prepared for {size}, {} s so far ({step}); try again soon",
+        elapsed.as_secs()
+    )]
+    Baking {
+        /// The template.
+        template: TemplateName,
+        /// The class.
+        size: Size,
+        /// What is being done.
+        step: String,
+        /// For how long.
+        elapsed: Duration,
+    },
+    /// As many other size classes wait to be baked as may.
+    #[error("{0} other sizes are being prepared; try again soon, or ask for one of those")]
+    BakesWaiting(usize),
     /// Its size class could not be prepared.
-    #[error("cannot prepare template \"{template}\" in this size")]
+    #[error("cannot prepare template \"{template}\" for {size}")]
     Bake {
         /// The template.
         template: TemplateName,
+        /// The class.
+        size: Size,
         /// Why.
         #[source]
-        source: BakeError,
+        source: Arc<BakeError>,
     },
     /// The records refused it.
     #[error("cannot record the sandbox")]
@@ -114,6 +147,9 @@ pub enum CreateError {
     /// Its machine did not start.
     #[error("the sandbox failed to start")]
     Machine(#[source] EngineError),
+    /// The network did not take its machine.
+    #[error("the sandbox's network is not available")]
+    Network(#[source] GatewayError),
     /// Its directory could not be made.
     #[error("the sandbox has no place on disk")]
     Directory(#[source] std::io::Error),
@@ -196,6 +232,12 @@ pub enum Unavailable {
     /// Standing still.
     #[error("sandbox is paused; resume it first")]
     Paused(SandboxId),
+    /// Without a machine.
+    #[error("sandbox is hibernated; wake it first")]
+    Hibernated(SandboxId),
+    /// Without a machine, and it did not get one although it was needed.
+    #[error("sandbox is hibernated and could not be woken: {1}")]
+    NotWoken(SandboxId, NoWake),
     /// Over.
     #[error("sandbox {id} ended: {reason}")]
     Ended {
@@ -204,6 +246,42 @@ pub enum Unavailable {
         /// How.
         reason: EndReason,
     },
+}
+
+/// Why a hibernated sandbox is not woken. Nothing of it is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoWake {
+    /// The server runs as many as it may.
+    #[error("this server runs its limit of sandboxes")]
+    Full,
+    /// The host has no memory for it.
+    #[error("not enough host memory")]
+    Memory,
+    /// The host's disk has no room for it.
+    #[error("not enough host disk")]
+    Disk,
+    /// The server is stopping.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// It was taken with another version of its template, of the engine or of the host.
+    #[error("its template, the engine or the host is another one now")]
+    Stale,
+    /// Its machine did not start.
+    #[error("its machine did not start")]
+    Failed,
+}
+
+impl From<&CreateError> for NoWake {
+    fn from(error: &CreateError) -> Self {
+        match error {
+            CreateError::Full(_) => Self::Full,
+            CreateError::Memory { .. } => Self::Memory,
+            CreateError::Disk { .. } => Self::Disk,
+            CreateError::ShuttingDown => Self::ShuttingDown,
+            CreateError::StaleSnapshot { .. } => Self::Stale,
+            _ => Self::Failed,
+        }
+    }
 }
 
 /// Why a sandbox could not be paused, resumed, changed or deleted.
@@ -224,6 +302,34 @@ pub enum LifecycleError {
     /// The machine refused.
     #[error("the machine did not obey")]
     Machine(#[source] EngineError),
+    /// It could not be made files.
+    #[error(transparent)]
+    NotHibernated(Box<SnapshotError>),
+    /// It could not be made a machine again.
+    #[error("the sandbox could not be woken")]
+    NotWoken(SandboxId, #[source] Box<CreateError>),
+    /// The network did not take a policy, so the sandbox was taken off it.
+    #[error(
+        "the policy is not in force: the sandbox reaches nothing until its egress is set again"
+    )]
+    CutOff(#[source] Box<CreateError>),
+}
+
+/// Why a sandbox was not promoted. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum PromoteError {
+    /// There is no such sandbox.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    /// It is no child of a tree.
+    #[error("sandbox {0} is not one of a tree; `fork-tree` makes them")]
+    NoTree(SandboxId),
+    /// The requester means another tree.
+    #[error("sandbox {0} is not one of that tree")]
+    OtherTree(SandboxId),
+    /// Its limits could not be changed.
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleError),
 }
 
 /// Why a command has no result.

@@ -53,7 +53,7 @@ impl Sandbox {
     /// Starts a command. Returns at once; a command that cannot start says so in
     /// [`Execution::next`].
     pub async fn exec(self: &Arc<Self>, command: Command) -> Result<Execution, ExecError> {
-        let (agent, busy) = self.guest()?;
+        let (agent, busy) = self.guest().await?;
         let Command { mut spec, input, timeout } = command;
         spec.stdin = input != Input::None;
         let limit = Limit::new(self, timeout);

@@ -33,7 +33,7 @@ impl Sandbox {
     /// Opens a regular file. Returns when its first bytes are there.
     pub async fn read_file(self: &Arc<Self>, path: String) -> Result<Download, FileError> {
         let path = request::path("path", path)?;
-        let (agent, busy) = self.guest()?;
+        let (agent, busy) = self.guest().await?;
         match agent.read_file(&path).await {
             Ok(reader) => Ok(Download { reader, sandbox: self.clone(), path, _busy: busy }),
             Err(error) => Err(explain(self, &path, error).await),
@@ -43,7 +43,7 @@ impl Sandbox {
     /// Starts to replace or create a file. Its parents are created.
     pub async fn write_file(self: &Arc<Self>, path: String) -> Result<Upload, FileError> {
         let path = request::path("path", path)?;
-        let (agent, busy) = self.guest()?;
+        let (agent, busy) = self.guest().await?;
         match agent.write_file(&path, None).await {
             Ok(writer) => Ok(Upload { writer, sandbox: self.clone(), path, _busy: busy }),
             Err(error) => Err(explain(self, &path, error).await),
@@ -53,7 +53,7 @@ impl Sandbox {
     /// The entries of a directory, sorted by name.
     pub async fn list_dir(self: &Arc<Self>, path: String) -> Result<Vec<FileEntry>, FileError> {
         let path = request::path("path", path)?;
-        let (agent, _busy) = self.guest()?;
+        let (agent, _busy) = self.guest().await?;
         match agent.list(&path).await {
             Ok(entries) => {
                 Ok(entries.into_iter().map(|entry| listed(path.as_str(), entry)).collect())
@@ -65,7 +65,7 @@ impl Sandbox {
     /// What a path leads to.
     pub async fn stat(self: &Arc<Self>, path: String) -> Result<FileEntry, FileError> {
         let path = request::path("path", path)?;
-        let (agent, _busy) = self.guest()?;
+        let (agent, _busy) = self.guest().await?;
         match agent.stat(&path).await {
             Ok(entry) => {
                 // Of the path that was asked for, also when it is a link.
@@ -80,7 +80,7 @@ impl Sandbox {
     /// Creates a directory and its parents.
     pub async fn mkdir(self: &Arc<Self>, path: String) -> Result<(), FileError> {
         let path = request::path("path", path)?;
-        let (agent, _busy) = self.guest()?;
+        let (agent, _busy) = self.guest().await?;
         match agent.mkdir(&path).await {
             Ok(()) => Ok(()),
             Err(error) => Err(explain(self, &path, error).await),
@@ -90,7 +90,7 @@ impl Sandbox {
     /// Removes a file, or a directory with everything in it.
     pub async fn remove(self: &Arc<Self>, path: String) -> Result<(), FileError> {
         let path = request::path("path", path)?;
-        let (agent, _busy) = self.guest()?;
+        let (agent, _busy) = self.guest().await?;
         match agent.remove(&path).await {
             Ok(()) => Ok(()),
             Err(error) => Err(explain(self, &path, error).await),
@@ -99,7 +99,7 @@ impl Sandbox {
 
     /// TCP ports that something in the guest listens on.
     pub async fn ports(self: &Arc<Self>) -> Result<Vec<u16>, FileError> {
-        let (agent, _busy) = self.guest()?;
+        let (agent, _busy) = self.guest().await?;
         match agent.ports().await {
             Ok(ports) => Ok(ports),
             Err(error) => Err(explain(self, "/proc/net/tcp", error).await),

@@ -19,12 +19,13 @@ use pandastack_types::{SandboxId, SandboxView, State};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
-use crate::boot::{Copies, Housed, Source};
+use crate::boot::{Copied, Copies, Litter, Source};
 use crate::error::{CreateError, ForkError, LifecycleError};
+use crate::fault::{self, Point};
 use crate::forking::Forking;
 use crate::launch::{Draft, Launch, Pending};
 use crate::machines::new_name;
-use crate::manager::Manager;
+use crate::manager::{Core, Manager};
 use crate::metadata;
 use crate::owner::Order;
 use crate::request::{self, ForkRequest};
@@ -61,17 +62,24 @@ impl Manager {
         let stages = Stages::start();
         let _busy = self.core.creating();
         let parent = self.get(id)?;
+        parent.needed().await?;
         let tree = request.tree.then(|| SandboxId::random().to_string());
+        let inherit = request.egress.is_none();
         let (drafts, machines) = self.draft(&parent, request, tree.as_deref(), stages).await?;
         self.core.open(&drafts)?;
+        fault::point(Point::ForkJournalled);
         let children: Vec<_> = drafts.into_iter().map(|draft| draft.begin(&self.core)).collect();
 
         let (names, waiting): (Vec<_>, Vec<_>) = machines.into_iter().unzip();
         let copied = copy(&parent, names).await;
         let at = OffsetDateTime::now_utc();
         let copied = match copied {
-            Ok(Copies { machines, pause }) => {
-                hand_over(machines, waiting).await;
+            Ok(Litter { copies: Copies { machines, pause }, egress }) => {
+                let inherited = inherit.then_some(egress);
+                let copies = machines.into_iter();
+                let copies = copies.map(|housed| Copied { housed, inherited: inherited.clone() });
+                hand_over(copies, waiting).await;
+                fault::point(Point::ForkHandedOver);
                 Ok(pause)
             }
             Err(error) => {
@@ -97,18 +105,19 @@ impl Manager {
         request: ForkRequest,
         tree: Option<&str>,
         mut stages: Stages,
-    ) -> Result<(Vec<Draft>, Vec<(String, oneshot::Sender<Housed>)>), ForkError> {
+    ) -> Result<(Vec<Draft>, Vec<(String, oneshot::Sender<Copied>)>), ForkError> {
         let core = &self.core;
         let count = request::children(request.count.unwrap_or(1))?;
         let ttl = match request.ttl_seconds {
             None if request.tree => explore_ttl(&request)?,
             ttl => ttl.map(request::ttl).transpose()?,
         };
+        let egress = request.egress.unwrap_or_else(|| parent.egress());
         let labels = metadata::inherited(&parent.birth.metadata, request.metadata)?;
         if !matches!(parent.state(), State::Running | State::Paused) {
             return Err(parent.unavailable().into());
         }
-        self.may_fork(parent).await?;
+        core.may_fork(parent).await?;
         let size = parent.birth.size;
         let permits: Result<Vec<_>, _> = (0..count).map(|_| core.admit(size)).collect();
         let permits = permits?;
@@ -125,17 +134,19 @@ impl Manager {
             let (sender, machine) = oneshot::channel();
             let name = new_name();
             let source = Source::Child(name.clone(), machine);
-            let stages = stages.clone();
-            let launch = Launch { birth, limits, source, stages, permit };
+            let (egress, stages) = (egress.clone(), stages.clone());
+            let launch = Launch { birth, limits, egress, source, stages, permit };
             (Draft::new(core, launch), (name, sender))
         };
         Ok(permits.into_iter().enumerate().map(draft).unzip())
     }
+}
 
+impl Core {
     /// Whether machines can be forked here; finds out if nothing has needed it yet, on a machine
     /// of the template: on one of a snapshot, a tenant would have a say in the outcome.
     pub(crate) async fn may_fork(&self, sandbox: &Sandbox) -> Result<(), ForkError> {
-        let why = match self.core.pool.prover.prove(&sandbox.birth.ancestor).await {
+        let why = match self.pool.prover.prove(&sandbox.birth.ancestor).await {
             Forking::Proven => return Ok(()),
             Forking::Off => "it was started with --fork off; start it with --fork auto".to_owned(),
             Forking::Refused(reason) => format!("it does not work on this host ({reason})"),
@@ -156,7 +167,7 @@ fn explore_ttl(request: &ForkRequest) -> Result<Option<u64>, ForkError> {
 }
 
 /// Has the parent's owner copy its machine.
-async fn copy(parent: &Arc<Sandbox>, names: Vec<String>) -> Result<Copies, ForkError> {
+async fn copy(parent: &Arc<Sandbox>, names: Vec<String>) -> Result<Litter, ForkError> {
     let (machines, copies) = oneshot::channel();
     match parent.order(Order::Fork { names, machines }).await {
         Ok(()) => {}
@@ -165,7 +176,7 @@ async fn copy(parent: &Arc<Sandbox>, names: Vec<String>) -> Result<Copies, ForkE
         Err(_) => return Err(CreateError::NotForked.into()),
     }
     let error = match copies.await {
-        Ok(Ok(machines)) => return Ok(machines),
+        Ok(Ok(litter)) => return Ok(litter),
         Ok(Err(CreateError::Machine(EngineError::NoFork(reason)))) => {
             return Err(ForkError::Unsupported(reason));
         }
@@ -181,10 +192,10 @@ async fn copy(parent: &Arc<Sandbox>, names: Vec<String>) -> Result<Copies, ForkE
 }
 
 /// Gives every copy to the owner of its child. A child that was deleted meanwhile takes none.
-async fn hand_over(machines: Vec<Housed>, waiting: Vec<oneshot::Sender<Housed>>) {
-    for (owner, housed) in waiting.into_iter().zip(machines) {
-        if let Err(unwanted) = owner.send(housed) {
-            unwanted.machine.kill().await;
+async fn hand_over(copies: impl Iterator<Item = Copied>, waiting: Vec<oneshot::Sender<Copied>>) {
+    for (owner, copied) in waiting.into_iter().zip(copies) {
+        if let Err(unwanted) = owner.send(copied) {
+            unwanted.housed.machine.kill().await;
         }
     }
 }

@@ -1,12 +1,42 @@
 //! What happened to a sandbox lately, for its events route.
 
+use pandastack_store::{JournalEntry, StoreError};
 use pandastack_types::{Event, SandboxId};
 use time::OffsetDateTime;
 
+use crate::manager::Manager;
 use crate::ring::{Cursor, Ring};
+
+/// Most lines of the journal that are read at once.
+pub const MAX_STORY: u32 = 1000;
 
 /// Events kept per sandbox. The journal in the records keeps state changes for longer.
 const KEPT: usize = 256;
+
+impl Manager {
+    /// The last `count` state changes of a sandbox, oldest first, also when nothing of it is left;
+    /// none of one that never was, or long ago. At most [`MAX_STORY`].
+    pub fn story(&self, id: SandboxId, count: usize) -> Result<Vec<Event>, StoreError> {
+        self.core.store.journal(id, story(count))
+    }
+
+    /// The last `count` state changes of all sandboxes, or the first after the one with a number;
+    /// in their order. At most [`MAX_STORY`].
+    pub fn stories(
+        &self,
+        after: Option<u64>,
+        count: usize,
+    ) -> Result<Vec<JournalEntry>, StoreError> {
+        match after {
+            Some(after) => self.core.store.journal_after(after, story(count)),
+            None => self.core.store.journal_tail(story(count)),
+        }
+    }
+}
+
+fn story(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(MAX_STORY).min(MAX_STORY)
+}
 
 /// The events of one sandbox.
 #[derive(Debug)]

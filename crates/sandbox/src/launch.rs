@@ -10,27 +10,31 @@
 //! half a sandbox: the [`Pending`] that it drops orders the owner to end it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use pandastack_engine::Bake;
 use pandastack_engine::agent::Identity;
-use pandastack_proto::Token;
+use pandastack_engine::{Bake, Machine};
+use pandastack_policy::Policy;
 use pandastack_store::SandboxRecord;
 use pandastack_types::{EndReason, SandboxId, SandboxView, State};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admission::Permit;
-use crate::boot::{self, Housed, Source};
+use crate::boot::{self, Copied, Housed, Source};
+use crate::egress;
 use crate::error::{Chain, CreateError, LifecycleError};
+use crate::fault::{self, Point};
 use crate::limits::Limits;
 use crate::manager::Core;
+use crate::network::{self, Attached};
 use crate::owner::{Message, Order, Owner};
 use crate::sandbox::{Birth, Sandbox};
 use crate::stages::Stages;
 use crate::sync::lock;
 
 /// Orders that may wait for an owner. Senders wait beyond that.
-const MAILBOX: usize = 16;
+pub(crate) const MAILBOX: usize = 16;
 
 /// A sandbox that is ready.
 #[derive(Clone, Debug)]
@@ -47,6 +51,7 @@ type Answer = oneshot::Sender<Result<Created, CreateError>>;
 pub(crate) struct Launch {
     pub(crate) birth: Birth,
     pub(crate) limits: Limits,
+    pub(crate) egress: Policy,
     pub(crate) source: Source,
     pub(crate) stages: Stages,
     /// Given back once the sandbox counts by itself.
@@ -65,11 +70,12 @@ pub(crate) struct Draft {
 
 impl Draft {
     pub(crate) fn new(core: &Core, launch: Launch) -> Self {
-        let Launch { birth, limits, source, stages, permit } = launch;
-        let record = record(&birth, &limits, source.name());
+        let Launch { birth, limits, egress, source, stages, permit } = launch;
+        let record = record(&birth, &limits, &egress, source.name());
         let (sender, mailbox) = mpsc::channel(MAILBOX);
         let boot_mode = source.boot_mode();
-        let sandbox = Sandbox::new(birth, limits, boot_mode, core.config.log_bytes, sender);
+        let log_bytes = core.config.log_bytes;
+        let sandbox = Sandbox::new(birth, limits, egress, boot_mode, log_bytes, sender);
         Self { sandbox: Arc::new(sandbox), mailbox, record, source, stages, permit }
     }
 
@@ -79,7 +85,8 @@ impl Draft {
         self.sandbox.history.push("sandbox.creating", json!({}));
         let id = self.sandbox.id();
         let (answer, created) = oneshot::channel();
-        let owner = Owner { core: core.clone(), sandbox: self.sandbox, mailbox: self.mailbox };
+        let Self { sandbox, mailbox, .. } = self;
+        let owner = Owner { core: core.clone(), sandbox, mailbox, link: None };
         core.tasks.spawn(owner.start(self.source, self.stages, self.permit, answer));
         Pending { core: core.clone(), id: Some(id), created }
     }
@@ -137,17 +144,18 @@ impl Owner {
         let core = self.core.clone();
         let sandbox = self.sandbox.clone();
         let booted = tokio::select! {
-            booted = boot(&core, &sandbox, source, &mut stages) => booted,
+            booted = first_boot(&core, &sandbox, source, &mut stages) => booted,
             message = self.ended_early() => {
                 let _ = answer.send(Err(CreateError::Deleted));
                 return self.end(None, EndReason::Deleted, Some(message)).await;
             }
         };
-        let (housed, token) = match booted {
+        let Booted { housed, identity, link } = match booted {
             Ok(booted) => booted,
             Err(error) => return self.give_up(None, error, answer).await,
         };
-        if let Err(error) = self.ready(&housed, token) {
+        self.link = Some(link);
+        if let Err(error) = self.ready(&housed, identity) {
             let error = match error {
                 LifecycleError::Journal(source) => CreateError::Journal(source),
                 _ => CreateError::Deleted,
@@ -160,7 +168,7 @@ impl Owner {
         lock(&sandbox.boot).took = stages.total();
         sandbox.history.push("sandbox.stages", stages.to_json());
         match answer.send(Ok(Created { view: sandbox.view(), stages })) {
-            Ok(()) => self.run(housed).await,
+            Ok(()) => self.run(Some(housed)).await,
             // The requester is gone and nobody knows the id.
             Err(_) => self.end(Some(housed), EndReason::Deleted, None).await,
         }
@@ -178,45 +186,94 @@ impl Owner {
     }
 }
 
-async fn boot(
+/// A machine that is somebody's.
+pub(crate) struct Booted {
+    pub(crate) housed: Housed,
+    /// The names that it has, and what its guest obeys.
+    pub(crate) identity: Identity,
+    pub(crate) link: Box<dyn Attached>,
+}
+
+async fn first_boot(
     core: &Core,
     sandbox: &Sandbox,
     source: Source,
     stages: &mut Stages,
-) -> Result<(Housed, Token), CreateError> {
-    let housed = match source {
-        Source::Parked(housed) => housed,
-        Source::Zygote(zygote, bake, name) => {
-            match fork(core, &zygote, &bake, name.clone(), stages).await? {
-                Some(housed) => housed,
-                None => {
-                    lock(&sandbox.boot).mode = boot::RESTORED;
-                    restore(core, &bake, name, stages).await?
-                }
-            }
-        }
-        Source::Bake(bake, name) => restore(core, &bake, name, stages).await?,
-        Source::Snapshot(bake, token, name) => {
-            let housed = restore(core, &bake, name, stages).await?;
-            housed.machine.agent().set_token(token);
-            housed
-        }
-        Source::Child(_, machine) => {
-            let housed = machine.await.map_err(|_| CreateError::NotForked)?;
-            stages.mark("fork");
-            housed
-        }
-    };
-    let id = sandbox.id().to_string();
-    let identity = Identity::random(&format!("panda-{}", &id[..8]))
+) -> Result<Booted, CreateError> {
+    let identity = Identity::random(&sandbox.hostname())
         .map_err(|error| CreateError::Machine(error.into()))?;
-    match boot::adopt(&*housed.machine, &identity, core.config.ready_deadline, stages).await {
-        Ok(()) => Ok((housed, identity.token)),
+    boot(core, sandbox, source, identity, stages).await
+}
+
+/// Makes a machine that is the sandbox's and answers to `identity`.
+pub(crate) async fn boot(
+    core: &Core,
+    sandbox: &Sandbox,
+    source: Source,
+    identity: Identity,
+    stages: &mut Stages,
+) -> Result<Booted, CreateError> {
+    let housed = obtain(core, sandbox, source, stages).await?;
+    fault::point(Point::MachineObtained);
+    match settle(core, sandbox, &*housed.machine, &identity, stages).await {
+        Ok(link) => Ok(Booted { housed, identity, link }),
         Err(error) => {
             housed.machine.kill().await;
             Err(error)
         }
     }
+}
+
+/// A machine that stands still, whatever it comes from.
+async fn obtain(
+    core: &Core,
+    sandbox: &Sandbox,
+    source: Source,
+    stages: &mut Stages,
+) -> Result<Housed, CreateError> {
+    match source {
+        Source::Parked(housed) => Ok(housed),
+        Source::Zygote(zygote, bake, name) => {
+            match fork(core, &zygote, &bake, name.clone(), stages).await? {
+                Some(housed) => Ok(housed),
+                None => {
+                    lock(&sandbox.boot).mode = boot::RESTORED;
+                    restore(core, &bake, name, stages).await
+                }
+            }
+        }
+        Source::Bake(bake, name) => restore(core, &bake, name, stages).await,
+        Source::Snapshot(bake, token, name) => {
+            let housed = restore(core, &bake, name, stages).await?;
+            housed.machine.agent().set_token(token);
+            Ok(housed)
+        }
+        Source::Child(_, machine) => {
+            let Copied { housed, inherited } = machine.await.map_err(|_| CreateError::NotForked)?;
+            stages.mark("fork");
+            if let Some(policy) = inherited {
+                egress::inherit(core, sandbox, policy)?;
+            }
+            Ok(housed)
+        }
+    }
+}
+
+/// Makes a machine this sandbox's. The network comes first, so that no frame of it is without a
+/// policy.
+async fn settle(
+    core: &Core,
+    sandbox: &Sandbox,
+    machine: &dyn Machine,
+    identity: &Identity,
+    stages: &mut Stages,
+) -> Result<Box<dyn Attached>, CreateError> {
+    let link = network::attach(core, sandbox, machine, sandbox.egress()).await?;
+    stages.mark("attach");
+    fault::point(Point::MachineAttached);
+    boot::adopt(machine, identity, core.config.ready_deadline, stages).await?;
+    fault::point(Point::MachineAdopted);
+    Ok(link)
 }
 
 /// Forks a zygote; `None` when it is no good any more and a restore has to do.
@@ -264,15 +321,16 @@ async fn restore(
     Ok(housed)
 }
 
-fn record(birth: &Birth, limits: &Limits, machine: &str) -> SandboxRecord {
+fn record(birth: &Birth, limits: &Limits, egress: &Policy, machine: &str) -> SandboxRecord {
     SandboxRecord {
         id: birth.id,
         template: birth.template.clone(),
         size: birth.size,
         metadata: birth.metadata.clone(),
-        ttl_seconds: limits.ttl_seconds,
-        persistent: limits.persistent,
+        lifetime: limits.lifetime(birth.created_at, Instant::now()),
+        from_snapshot: birth.from_snapshot,
         machine: machine.to_owned(),
+        egress: egress.clone(),
         state: State::Creating,
         reason: None,
         created_at: birth.created_at,

@@ -9,12 +9,14 @@
 //!                 └── exec and files run beside it, on a clone of the agent's handle
 //! ```
 //!
-//! Three invariants, each with one place that keeps it:
+//! Four invariants, each with one place that keeps it:
 //!
 //! * **Every state change is journalled before it acts** ([`State::step`] decides, `owner`
-//!   writes and then acts), so after a crash the records name everything that may exist.
+//!   writes and then acts), so after a crash the records name everything that may exist. Of a
+//!   sandbox that is files, these decide (see `hibernate`).
 //! * **One task per sandbox changes its state.** Clients only send it messages, so pause,
 //!   resume, expiry, death of the machine and deletion never overlap.
+//! * **No machine runs for a tenant without its network policy in force** (see `network`).
 //! * **A machine serves one tenant.** It comes out of the pool once and is killed afterwards;
 //!   what is forked again and again never served anybody.
 //!
@@ -23,15 +25,20 @@
 
 mod admission;
 mod boot;
+mod classes;
 mod config;
 mod create;
+mod egress;
 mod error;
 mod exec;
+pub mod fault;
 mod files;
 mod fork;
 mod forking;
+mod hibernate;
 mod history;
 mod host;
+mod ingress;
 mod keeper;
 mod launch;
 mod limits;
@@ -39,9 +46,12 @@ mod logs;
 mod machines;
 mod manager;
 mod metadata;
+mod network;
 mod owner;
 mod pool;
+mod promote;
 mod recovery;
+mod repair;
 mod request;
 mod ring;
 mod runclock;
@@ -52,20 +62,28 @@ mod sync;
 mod templates;
 
 pub use config::Config;
+pub use egress::{EgressLine, EgressLog};
 pub use error::{
     Chain, CreateError, DeleteSnapshotError, ExecError, FileError, ForkError, InvalidRequest,
-    LifecycleError, NoSnapshot, NotFound, SnapshotError, StartError, Unavailable,
+    LifecycleError, NoSnapshot, NoWake, NotFound, PromoteError, SnapshotError, StartError,
+    Unavailable,
 };
 pub use exec::{Collected, Execution, Output, Stdin};
 pub use files::{Download, Upload};
 pub use fork::Forked;
 pub use forking::Forking;
-pub use history::History;
+pub use history::{History, MAX_STORY};
+pub use ingress::{
+    Connection, DialError, Exposed, Ingress, MAX_CONNECTIONS, Port, PortError, Ports,
+};
 pub use launch::Created;
 pub use limits::LifecycleChange;
 pub use logs::{LogLine, LogStream, Logs};
 pub use manager::Manager;
+pub use network::{Attached, GatewayError, Log, Network};
 pub use pool::Parking;
+pub use promote::Promoted;
+pub use repair::{Repairs, repair};
 pub use request::{Command, ForkRequest, NewSandbox};
 pub use ring::Cursor;
 pub use sandbox::Sandbox;

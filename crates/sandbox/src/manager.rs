@@ -9,16 +9,19 @@ use std::time::Duration;
 
 use pandastack_engine::Engine;
 use pandastack_store::{Retention, Store};
-use pandastack_types::{EndReason, SandboxId, SandboxView, Size, State};
+use pandastack_types::{SandboxId, SandboxView, Size, State, TemplateView};
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::Config;
 use crate::admission::{Admission, Permit};
+use crate::classes::Classes;
 use crate::error::{Chain, CreateError, NotFound, StartError};
+use crate::fault::{self, Point};
 use crate::forking::{Forking, Prover};
 use crate::keeper::{self, Workshop};
+use crate::network::Network;
 use crate::owner::Order;
 use crate::pool::{Parking, Pool};
 use crate::recovery;
@@ -27,6 +30,8 @@ use crate::snapshot::SnapshotShelf;
 use crate::sync::lock;
 use crate::templates::Templates;
 
+/// Time for machines that were dropped to end.
+const SETTLE: Duration = Duration::from_secs(10);
 /// How often old history is removed.
 const UPKEEP: Duration = Duration::from_secs(60);
 
@@ -39,6 +44,7 @@ pub struct Manager {
 pub(crate) struct Core {
     pub(crate) config: Config,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) network: Arc<dyn Network>,
     pub(crate) templates: Arc<dyn Templates>,
     pub(crate) store: Store,
     pub(crate) pool: Arc<Pool>,
@@ -46,7 +52,10 @@ pub(crate) struct Core {
     pub(crate) machines: PathBuf,
     /// Turns to restore a machine.
     pub(crate) boots: Semaphore,
+    pub(crate) classes: Classes,
     pub(crate) snapshots: SnapshotShelf,
+    /// Sandboxes that are files for the time being, by their own ids.
+    pub(crate) hibernated: SnapshotShelf,
     /// Turns to write a snapshot.
     pub(crate) writing: Semaphore,
     /// Owners and their helpers; empty means that nothing is left.
@@ -73,32 +82,40 @@ impl Manager {
     pub fn start(
         config: Config,
         engine: Arc<dyn Engine>,
+        network: Arc<dyn Network>,
         templates: Arc<dyn Templates>,
         store: Store,
     ) -> Result<Arc<Self>, StartError> {
         let lock = recovery::take_instance(&config.instance_dir)?;
+        #[cfg(feature = "fault-points")]
+        fault::instance(&config.instance_dir);
         let machines = config.instance_dir.join("machines");
-        recovery::clean(&machines, &store, &*engine)?;
-        let snapshots = config.instance_dir.join("snapshots");
-        let snapshots = SnapshotShelf::open(snapshots.clone(), machines.clone())
-            .map_err(|source| StartError::Directory { path: snapshots, source })?;
+        let snapshots = SnapshotShelf::of(&config.instance_dir, "snapshots")?;
+        let hibernated = SnapshotShelf::of(&config.instance_dir, "hibernated")?;
+        let left = recovery::clean(&machines, &hibernated, &store, &*engine)?;
         let prover = Prover::new(engine.clone(), machines.clone(), config.forking);
         let core = Arc::new(Core {
             pool: Pool::new(config.pool_size, config.pool_idle, Arc::new(prover)),
             boots: Semaphore::new(config.boots_at_once.max(1)),
+            classes: Classes::new(),
             snapshots,
+            hibernated,
             writing: Semaphore::new(1),
-            admission: Arc::new(Admission::new(&config)),
+            admission: Arc::new(Admission::new(&config, machines.clone())),
             registry: Mutex::default(),
             creating: Arc::default(),
             tasks: TaskTracker::new(),
             config,
             engine,
+            network,
             templates,
             store,
             machines,
             _lock: lock,
         });
+        for record in left.asleep {
+            core.take_over(record);
+        }
         core.tasks.spawn(keeper::keep(core.pool.clone(), core.workshop()));
         tokio::spawn(upkeep(Arc::downgrade(&core)));
         Ok(Arc::new(Self { core }))
@@ -107,6 +124,11 @@ impl Manager {
     /// The templates.
     pub fn templates(&self) -> &dyn Templates {
         &*self.core.templates
+    }
+
+    /// Every template as it is now, size classes that are being baked included.
+    pub fn template_views(&self) -> Vec<TemplateView> {
+        self.core.template_views()
     }
 
     /// The settings.
@@ -148,19 +170,26 @@ impl Manager {
         }
     }
 
-    /// Ends every sandbox and waits until nothing is left. Creates are refused from now on.
+    /// Ends every sandbox but those that are kept, which hibernate, and waits until no machine is
+    /// left. Creates are refused from now on.
     pub async fn shutdown(&self) {
         let core = &self.core;
         // Under the registry's lock, so that a create on its way is either ended below or refused.
         lock(&core.registry).closed = true;
         core.pool.close().await;
+        fault::point(Point::StopClosed);
         let mut ending = tokio::task::JoinSet::new();
         for sandbox in core.all() {
-            ending.spawn(async move { sandbox.order(Order::End(EndReason::ServerStopped)).await });
+            ending.spawn(async move { sandbox.order(Order::Rest).await });
         }
         while ending.join_next().await.is_some() {}
+        fault::point(Point::StopRested);
         core.tasks.close();
         core.tasks.wait().await;
+        // What was under way for nobody, such as a zygote, was dropped and not waited for.
+        if tokio::time::timeout(SETTLE, core.engine.settled()).await.is_err() {
+            tracing::warn!("machines are still ending");
+        }
         maintain(core).await;
     }
 }
@@ -170,7 +199,7 @@ impl Core {
         lock(&self.registry).sandboxes.get(&id).cloned()
     }
 
-    fn all(&self) -> Vec<Arc<Sandbox>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Sandbox>> {
         lock(&self.registry).sandboxes.values().cloned().collect()
     }
 

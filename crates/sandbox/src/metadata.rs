@@ -45,6 +45,16 @@ pub(crate) fn descend(metadata: &mut Metadata, parent: SandboxId, tree: Option<(
     }
 }
 
+/// The tree that a sandbox is a child of.
+pub(crate) fn tree(metadata: &Metadata) -> Option<&str> {
+    metadata.get(TREE).map(String::as_str)
+}
+
+/// Its place there.
+pub(crate) fn index(metadata: &Metadata) -> Option<usize> {
+    metadata.get(INDEX)?.parse().ok()
+}
+
 fn check(metadata: &Metadata) -> Result<(), InvalidRequest> {
     let field = |text| Err(InvalidRequest::Field(text));
     if metadata.len() > MAX_ENTRIES {

@@ -1,10 +1,12 @@
 //! The task that owns a sandbox: the only place where its state changes.
 //!
 //! ```text
-//!   boot ──ok──▶ serve ──machine died──▶ linger (answers why, for a while)
-//!     │            │                        │
-//!     │ failed     │ deleted, expired       │ deleted, forgotten
-//!     ▼            ▼                        ▼
+//!                  ┌─hibernated─▶ sleep ──the server stops──▶ (found by the next one)
+//!                  │ ◀──woken─────┘ │ deleted, expired
+//!   boot ──ok──▶ serve ──machine died┼─▶ linger (answers why, for a while)
+//!     │            │                 │      │
+//!     │ failed     │ deleted, expired│      │ deleted, forgotten
+//!     ▼            ▼                 ▼      ▼
 //!   ─────────────── end: kill, remove, forget ───────────────
 //! ```
 //!
@@ -20,7 +22,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pandastack_engine::Exit;
-use pandastack_proto::Token;
+use pandastack_engine::agent::Identity;
+use pandastack_policy::Policy;
 use pandastack_store::Transition;
 use pandastack_types::{EndReason, State};
 use serde_json::json;
@@ -28,30 +31,42 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::boot::{self, Copies, Housed};
+use crate::boot::{self, Housed, Litter};
+use crate::egress;
 use crate::error::{Chain, CreateError, LifecycleError, NotFound};
+use crate::fault::{self, Point};
+use crate::hibernate::Awake;
+use crate::limits::Change;
 use crate::manager::Core;
+use crate::network::Attached;
 use crate::sandbox::{Live, Sandbox, Status};
 use crate::sync::lock;
 
 /// Time for a machine whose agent went away to say how it ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Time for a resumed guest to set its clock.
-const SET_CLOCK: Duration = Duration::from_secs(5);
+pub(crate) const SET_CLOCK: Duration = Duration::from_secs(5);
 
 /// Something that the owner is asked to do.
 pub(crate) enum Order {
     Pause,
     Resume,
-    Limit {
-        ttl_seconds: Option<u64>,
-        persistent: Option<bool>,
-    },
+    Limit(Change),
+    /// Makes files of it, and ends its machine.
+    Hibernate,
+    /// Makes a machine of its files, or lets it run on.
+    Wake,
+    /// The same if it has none: somebody needs its guest.
+    Use,
+    /// The server stops: hibernates it, if it is to be kept, or ends it.
+    Rest,
     /// Makes a copy of the machine per name. Whoever waits for them makes them sandboxes.
     Fork {
         names: Vec<String>,
-        machines: oneshot::Sender<Result<Copies, CreateError>>,
+        machines: oneshot::Sender<Result<Litter, CreateError>>,
     },
+    /// Changes what it may reach.
+    Egress(Box<Policy>),
     End(EndReason),
 }
 
@@ -64,7 +79,7 @@ pub(crate) struct Message {
 /// Whom to tell how an order went.
 type Done = Option<oneshot::Sender<Result<(), LifecycleError>>>;
 
-fn answer(done: Done, result: Result<(), LifecycleError>) {
+pub(crate) fn answer(done: Done, result: Result<(), LifecycleError>) {
     if let Some(done) = done {
         // Nobody waits any more: the requester's loss.
         let _ = done.send(result);
@@ -76,6 +91,9 @@ pub(crate) struct Owner {
     pub(crate) core: Arc<Core>,
     pub(crate) sandbox: Arc<Sandbox>,
     pub(crate) mailbox: mpsc::Receiver<Message>,
+    /// Its machine's network: there from before the machine runs until it ends, unless it had to
+    /// be cut off.
+    pub(crate) link: Option<Box<dyn Attached>>,
 }
 
 /// Why serving stopped.
@@ -84,26 +102,58 @@ enum Stop {
     End(EndReason, Option<Message>),
     /// Its machine ended by itself.
     Died(EndReason),
+    /// It is files; its machine stands still for good.
+    Hibernated(Message),
 }
 
 impl Owner {
-    /// Owns a machine that is ready, until nothing of the sandbox is left.
-    pub(crate) async fn run(mut self, housed: Housed) {
-        match self.serve(&housed).await {
-            Stop::End(reason, message) => self.end(Some(housed), reason, message).await,
-            Stop::Died(reason) => {
-                self.fail(housed, reason).await;
-                let message = self.linger().await;
-                self.end(None, reason, message).await;
+    /// Owns a sandbox with a machine that is ready, or one that is files, until nothing of it is
+    /// left or the server stops.
+    pub(crate) async fn run(mut self, mut awake: Option<Housed>) {
+        loop {
+            let housed = match awake.take() {
+                Some(housed) => housed,
+                None => match self.sleep().await {
+                    Awake::Woken(housed) => housed,
+                    Awake::End(reason, message) => return self.end(None, reason, message).await,
+                    Awake::Left(message) => return self.leave(message),
+                },
+            };
+            match self.serve(&housed).await {
+                Stop::End(reason, message) => return self.end(Some(housed), reason, message).await,
+                Stop::Died(reason) => {
+                    self.fail(housed, reason).await;
+                    let message = self.linger().await;
+                    return self.end(None, reason, message).await;
+                }
+                Stop::Hibernated(message) => {
+                    self.part(Some(housed)).await;
+                    fault::point(Point::HibernateParted);
+                    if matches!(message.order, Order::Rest) {
+                        return self.leave(message);
+                    }
+                    answer(message.done, Ok(()));
+                }
             }
         }
+    }
+
+    /// The server stops, and the sandbox is files that the next one finds.
+    fn leave(mut self, message: Message) {
+        self.sandbox.logs.close();
+        self.sandbox.history.close();
+        self.sandbox.egress_log.close();
+        answer(message.done, Ok(()));
+        self.answer_late_orders();
     }
 
     /// Waits for an order to end, refusing all others. For the time before there is a machine.
     pub(crate) async fn ended_early(&mut self) -> Message {
         loop {
             match self.mailbox.recv().await {
-                Some(message) if matches!(message.order, Order::End(_)) => return message,
+                Some(message) if matches!(message.order, Order::End(_) | Order::Rest) => {
+                    return message;
+                }
                 Some(message) => {
                     let refusal = self.sandbox.unavailable();
                     answer(message.done, Err(refusal.into()));
@@ -117,7 +167,8 @@ impl Owner {
     async fn serve(&mut self, housed: &Housed) -> Stop {
         let machine = housed.machine.clone();
         loop {
-            let deadline = lock(&self.sandbox.limits).deadline;
+            let deadline = self.sandbox.ends_at();
+            let idle = self.sandbox.hibernates_at();
             tokio::select! {
                 exit = machine.exited() => return Stop::Died(reason_of(exit)),
                 () = machine.agent().closed() => {
@@ -125,37 +176,82 @@ impl Owner {
                     let exit = timeout(LAST_WORDS, machine.exited()).await;
                     return Stop::Died(exit.map_or(EndReason::MachineDied, reason_of));
                 }
-                () = until(deadline) => return Stop::End(EndReason::Ttl, None),
+                () = until(deadline) => {
+                    if self.sandbox.is_over(Instant::now()) {
+                        return Stop::End(EndReason::Ttl, None);
+                    }
+                }
+                () = until(idle) => {
+                    if self.sandbox.is_idle(Instant::now()) {
+                        let message = Message { order: Order::Hibernate, done: None };
+                        if let Some(stop) = self.retire(message, housed).await {
+                            return stop;
+                        }
+                    }
+                }
                 message = self.mailbox.recv() => {
                     let Some(message) = message else { continue };
-                    if let Order::End(reason) = message.order {
-                        return Stop::End(reason, Some(message));
+                    match message.order {
+                        Order::End(reason) => return Stop::End(reason, Some(message)),
+                        Order::Hibernate | Order::Rest => {
+                            if let Some(stop) = self.retire(message, housed).await {
+                                return stop;
+                            }
+                        }
+                        order => {
+                            let result = self.obey(order, housed).await;
+                            answer(message.done, result);
+                        }
                     }
-                    let Message { order, done } = message;
-                    let result = self.obey(order, housed).await;
-                    answer(done, result);
                 }
             }
         }
     }
 
+    /// Hibernates, for whatever reason; `None` if that failed and the machine goes on.
+    async fn retire(&mut self, message: Message, housed: &Housed) -> Option<Stop> {
+        let rests = matches!(message.order, Order::Rest);
+        if rests && !lock(&self.sandbox.limits).persistent {
+            return Some(Stop::End(EndReason::ServerStopped, Some(message)));
+        }
+        let error = match self.hibernate(housed).await {
+            Ok(()) => return Some(Stop::Hibernated(message)),
+            Err(error) => error,
+        };
+        self.warn("did not hibernate", &error);
+        if rests {
+            return Some(Stop::End(EndReason::ServerStopped, Some(message)));
+        }
+        // It tries again after another while.
+        self.sandbox.touch();
+        answer(message.done, Err(error));
+        None
+    }
+
     async fn obey(&mut self, order: Order, housed: &Housed) -> Result<(), LifecycleError> {
         match (order, self.sandbox.state()) {
-            (Order::Pause, State::Paused) | (Order::Resume, State::Running) => Ok(()),
+            (Order::Use, _)
+            | (Order::Pause, State::Paused)
+            | (Order::Resume | Order::Wake, State::Running) => Ok(()),
             (Order::Pause, _) => self.pause(housed).await,
-            (Order::Resume, _) => self.resume(housed).await,
-            (Order::Limit { ttl_seconds, persistent }, _) => self.limit(ttl_seconds, persistent),
+            (Order::Resume | Order::Wake, _) => self.resume(housed).await,
+            (Order::Limit(change), _) => self.limit(change),
             (Order::Fork { names, machines }, _) => {
                 self.fork(housed, names, machines).await;
                 Ok(())
             }
+            (Order::Egress(policy), _) => {
+                let Self { core, sandbox, link, .. } = self;
+                egress::set(core, sandbox, &*housed.machine, link, *policy).await
+            }
             // Handled by the caller, which owns the machine.
-            (Order::End(_), _) => Ok(()),
+            (Order::End(_) | Order::Hibernate | Order::Rest, _) => Ok(()),
         }
     }
 
     async fn pause(&mut self, housed: &Housed) -> Result<(), LifecycleError> {
         self.journal(State::Paused, None)?;
+        fault::point(Point::PauseJournalled);
         // Shown first, so that no command starts in a guest that is about to stand still.
         self.show(State::Paused, None);
         if let Err(error) = housed.machine.pause().await {
@@ -163,16 +259,19 @@ impl Owner {
             self.show(State::Running, None);
             return Err(LifecycleError::Machine(error));
         }
+        fault::point(Point::PauseDone);
         self.sandbox.clock.pause(Instant::now());
         Ok(())
     }
 
     async fn resume(&mut self, housed: &Housed) -> Result<(), LifecycleError> {
         self.journal(State::Running, None)?;
+        fault::point(Point::ResumeJournalled);
         if let Err(error) = housed.machine.run().await {
             self.step_back();
             return Err(LifecycleError::Machine(error));
         }
+        fault::point(Point::ResumeDone);
         self.sandbox.clock.resume(Instant::now());
         // The guest's clock stood still. One that does not take the time is told nothing more:
         // it may be busy, and its owner can still use or delete it.
@@ -191,7 +290,7 @@ impl Owner {
         &self,
         housed: &Housed,
         names: Vec<String>,
-        machines: oneshot::Sender<Result<Copies, CreateError>>,
+        machines: oneshot::Sender<Result<Litter, CreateError>>,
     ) {
         if machines.is_closed() {
             return;
@@ -199,11 +298,14 @@ impl Owner {
         let children = names.len();
         let deadline = self.core.config.ready_deadline;
         let forked = boot::fork(&*housed.machine, &self.core.machines, names, deadline).await;
+        fault::point(Point::ForkCopied);
         if forked.is_ok() {
             self.sandbox.history.push("sandbox.forked", json!({ "children": children }));
         }
-        if let Err(Ok(unwanted)) = machines.send(forked) {
-            for housed in unwanted.machines {
+        // No order to change it comes between the copy and this.
+        let litter = forked.map(|copies| Litter { copies, egress: self.sandbox.egress() });
+        if let Err(Ok(unwanted)) = machines.send(litter) {
+            for housed in unwanted.copies.machines {
                 housed.machine.kill().await;
             }
         }
@@ -211,31 +313,24 @@ impl Owner {
 
     /// Journals that a resume did not happen: the sandbox was shown as paused all along.
     fn step_back(&self) {
-        let back = Transition {
-            id: self.sandbox.id(),
-            from: State::Running,
-            to: State::Paused,
-            reason: None,
-            at: OffsetDateTime::now_utc(),
-        };
-        if let Err(error) = self.core.store.transition(&back) {
+        if let Err(error) = self.write(State::Running, State::Paused, None) {
             self.warn("could not be journalled", &error);
         }
     }
 
-    fn limit(
-        &mut self,
-        ttl_seconds: Option<u64>,
-        persistent: Option<bool>,
-    ) -> Result<(), LifecycleError> {
+    pub(crate) fn limit(&mut self, change: Change) -> Result<(), LifecycleError> {
         let old = *lock(&self.sandbox.limits);
-        let new = old.changed(ttl_seconds, persistent, Instant::now());
-        let id = self.sandbox.id();
-        let now = OffsetDateTime::now_utc();
-        let written = self.core.store.set_lifecycle(id, new.ttl_seconds, new.persistent, now);
+        let now = Instant::now();
+        let new = old.changed(change, now);
+        let at = OffsetDateTime::now_utc();
+        let written = self.core.store.set_lifecycle(self.sandbox.id(), &new.lifetime(at, now), at);
         written.map_err(LifecycleError::Journal)?;
+        fault::point(Point::LimitJournalled);
         *lock(&self.sandbox.limits) = new;
-        let payload = json!({ "ttl_seconds": new.ttl_seconds, "persistent": new.persistent });
+        let payload = json!({
+            "ttl_seconds": new.ttl_seconds, "persistent": new.persistent,
+            "idle_timeout": new.idle_timeout,
+        });
         self.sandbox.history.push("sandbox.lifecycle", payload);
         Ok(())
     }
@@ -244,8 +339,10 @@ impl Owner {
     async fn fail(&mut self, housed: Housed, reason: EndReason) {
         tracing::info!(sandbox = %self.sandbox.id(), %reason, "ended by itself");
         self.journal_end(State::Failed, Some(reason));
+        fault::point(Point::FailJournalled);
         self.show(State::Failed, Some(reason));
         self.release(Some(housed)).await;
+        fault::point(Point::FailReleased);
         self.sandbox.logs.shrink();
         self.core.note_ended(self.sandbox.id());
     }
@@ -265,12 +362,18 @@ impl Owner {
         let reason = match message.as_ref().map(|message| &message.order) {
             // A sandbox that has ended already keeps its reason.
             Some(Order::End(wanted)) if self.sandbox.state() != State::Failed => *wanted,
+            Some(Order::Rest) if self.sandbox.state() != State::Failed => EndReason::ServerStopped,
             _ => reason,
         };
         self.journal_end(State::Stopping, Some(reason));
+        fault::point(Point::EndJournalled);
         self.show(State::Stopping, Some(reason));
         self.release(housed).await;
+        fault::point(Point::EndReleased);
+        self.core.clear_files(self.sandbox.id()).await;
+        fault::point(Point::EndCleared);
         self.journal_end(State::Deleted, Some(reason));
+        fault::point(Point::EndDeleted);
         self.show(State::Deleted, Some(reason));
         self.core.forget(self.sandbox.id());
         self.sandbox.logs.close();
@@ -282,7 +385,15 @@ impl Owner {
     }
 
     async fn release(&mut self, housed: Option<Housed>) {
+        self.part(housed).await;
+        self.sandbox.egress_log.close();
+    }
+
+    /// Ends the machine.
+    async fn part(&mut self, housed: Option<Housed>) {
         lock(&self.sandbox.live).take();
+        // The network first: a machine that takes its time to die reaches nothing meanwhile.
+        self.link = None;
         if let Some(housed) = housed {
             housed.machine.kill().await;
         }
@@ -293,7 +404,7 @@ impl Owner {
         self.mailbox.close();
         while let Ok(message) = self.mailbox.try_recv() {
             let result = match message.order {
-                Order::End(_) => Ok(()),
+                Order::End(_) | Order::Rest => Ok(()),
                 _ => Err(NotFound(self.sandbox.id()).into()),
             };
             answer(message.done, result);
@@ -301,15 +412,21 @@ impl Owner {
     }
 
     /// Shows a machine that is ready: the last step of a create.
-    pub(crate) fn ready(&mut self, housed: &Housed, token: Token) -> Result<(), LifecycleError> {
+    pub(crate) fn ready(
+        &mut self,
+        housed: &Housed,
+        identity: Identity,
+    ) -> Result<(), LifecycleError> {
         self.journal(State::Running, None)?;
-        let live = Live { machine: housed.machine.clone(), token, since: Instant::now() };
+        fault::point(Point::ReadyJournalled);
+        let live = Live { machine: housed.machine.clone(), identity, since: Instant::now() };
         *lock(&self.sandbox.live) = Some(live);
         self.show(State::Running, None);
+        fault::point(Point::ReadyShown);
         Ok(())
     }
 
-    fn show(&self, state: State, reason: Option<EndReason>) {
+    pub(crate) fn show(&self, state: State, reason: Option<EndReason>) {
         self.sandbox.publish(Status { state, reason });
     }
 
@@ -320,6 +437,16 @@ impl Owner {
             tracing::error!(sandbox = %self.sandbox.id(), %illegal, "refused");
             return Err(self.sandbox.unavailable().into());
         }
+        self.write(from, to, reason)
+    }
+
+    /// Journals a step from a state that is not the one that is shown.
+    pub(crate) fn write(
+        &self,
+        from: State,
+        to: State,
+        reason: Option<EndReason>,
+    ) -> Result<(), LifecycleError> {
         let at = OffsetDateTime::now_utc();
         let change = Transition { id: self.sandbox.id(), from, to, reason, at };
         self.core.store.transition(&change).map_err(LifecycleError::Journal)
@@ -331,7 +458,7 @@ impl Owner {
         }
     }
 
-    fn warn(&self, what: &str, error: &dyn std::error::Error) {
+    pub(crate) fn warn(&self, what: &str, error: &dyn std::error::Error) {
         tracing::warn!(sandbox = %self.sandbox.id(), error = %Chain(error), "{what}");
     }
 }
@@ -344,7 +471,7 @@ fn reason_of(exit: Exit) -> EndReason {
     }
 }
 
-async fn until(deadline: Option<Instant>) {
+pub(crate) async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => pending().await,

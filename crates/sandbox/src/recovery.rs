@@ -1,20 +1,41 @@
 //! Starting where another server stopped, in good order or not.
 //!
-//! Machines do not outlive their server (the kernel kills them when it dies), so there is
-//! nothing to take over: what the journal says is still there is marked as ended, machine
-//! processes that are left all the same are killed, and their directories are removed.
+//! Machines do not outlive their server (the kernel kills them when it dies), so what has no files
+//! of its own is over: it is marked as ended, machine processes that are left all the same are
+//! killed, and their directories are removed. A sandbox that has them is hibernated, and goes on.
+//!
+//! ```text
+//!   record            files on the shelf    what it is now
+//!   ──────            ──────────────────    ──────────────
+//!   hibernated        yes                   hibernated
+//!   running, paused   yes                   hibernated: killed before it was told, or while it woke
+//!   any other         yes                   ended; the files are removed
+//!   any               no                    ended
+//! ```
 
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use pandastack_engine::Engine;
-use pandastack_store::{Store, StoreError, Transition};
-use pandastack_types::{EndReason, State};
+use pandastack_store::{SandboxRecord, Store, StoreError, Transition, Unfinished};
+use pandastack_types::{EndReason, SandboxId, SnapshotId, State};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
 
-use crate::error::StartError;
+use crate::boot::WOKEN;
+use crate::error::{Chain, StartError};
+use crate::fault::{self, Point};
+use crate::hibernate::place;
+use crate::launch::MAILBOX;
+use crate::limits::Limits;
+use crate::manager::Core;
+use crate::owner::Owner;
+use crate::sandbox::{Birth, Sandbox, Status};
+use crate::snapshot::SnapshotShelf;
 
 /// Takes the instance directory for this server. The lock goes with the process.
 pub(crate) fn take_instance(instance: &Path) -> Result<File, StartError> {
@@ -29,24 +50,133 @@ pub(crate) fn take_instance(instance: &Path) -> Result<File, StartError> {
     }
 }
 
+/// What a server that did not stop in good order has left.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// Sandboxes that are hibernated, and go on.
+    pub(crate) asleep: Vec<SandboxRecord>,
+    /// Sandboxes that have ended now, in the records as well.
+    pub(crate) ended: Vec<SandboxId>,
+    /// Directories of machines that were removed, with their processes and control groups.
+    pub(crate) machines: usize,
+    /// Files of hibernated sandboxes that nobody can wake any more, which were removed.
+    pub(crate) files: usize,
+}
+
 /// Ends in the records what the last server left, and removes its machines. The instance
 /// directory must be taken.
-pub(crate) fn clean(machines: &Path, store: &Store, engine: &dyn Engine) -> Result<(), StartError> {
+pub(crate) fn clean(
+    machines: &Path,
+    hibernated: &SnapshotShelf,
+    store: &Store,
+    engine: &dyn Engine,
+) -> Result<Left, StartError> {
+    let mut left = Left::default();
     for record in store.unfinished()? {
+        if let Some(kept) = keep(hibernated, store, &record)? {
+            left.asleep.push(kept);
+            continue;
+        }
         tracing::info!(sandbox = %record.id, state = %record.state, "ended with its server");
         let reason = record.reason.or(Some(EndReason::ServerCrash));
         let mut from = record.state;
         if from != State::Stopping {
             write(store, Transition { to: State::Stopping, ..step(&record.id, from, reason) })?;
+            fault::point(Point::RecoveryEnding);
             from = State::Stopping;
         }
         write(store, Transition { to: State::Deleted, ..step(&record.id, from, reason) })?;
+        left.ended.push(record.id);
     }
-    remove_machines(machines, |machine| engine.clear(machine))
-        .map_err(|source| StartError::Directory { path: machines.to_owned(), source })
+    fault::point(Point::RecoveryRecords);
+    left.machines = remove_machines(machines, |machine| engine.clear(machine))
+        .map_err(|source| StartError::Directory { path: machines.to_owned(), source })?;
+    fault::point(Point::RecoveryMachines);
+    let asleep = &left.asleep;
+    let of_nobody = |id: &SnapshotId| !asleep.iter().any(|kept| place(kept.id) == *id);
+    for id in hibernated.ids().into_iter().filter(of_nobody) {
+        match hibernated.remove(id) {
+            Ok(()) => left.files += 1,
+            Err(error) => {
+                tracing::error!(%id, error = %Chain(&error), "files of a sandbox that ended are left");
+            }
+        }
+    }
+    Ok(left)
 }
 
-fn step(id: &pandastack_types::SandboxId, from: State, reason: Option<EndReason>) -> Transition {
+/// The record of a sandbox that is hibernated, brought up to date.
+fn keep(
+    hibernated: &SnapshotShelf,
+    store: &Store,
+    found: &Unfinished,
+) -> Result<Option<SandboxRecord>, StartError> {
+    let sleeps = matches!(found.state, State::Running | State::Paused | State::Hibernated);
+    if !sleeps || hibernated.get(place(found.id)).is_err() {
+        return Ok(None);
+    }
+    if found.state != State::Hibernated {
+        write(store, Transition { to: State::Hibernated, ..step(&found.id, found.state, None) })?;
+    }
+    match store.sandbox(found.id) {
+        Ok(record) => Ok(record),
+        // What else it was cannot be known any more.
+        Err(StoreError::Damaged(what)) => {
+            tracing::error!(sandbox = %found.id, what, "the record of a hibernated sandbox is damaged");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Core {
+    /// Owns a sandbox that hibernated under another server.
+    pub(crate) fn take_over(self: &Arc<Self>, record: SandboxRecord) {
+        let id = record.id;
+        let kept = self.hibernated.get(place(id)).ok();
+        let slept = kept.as_ref().map(|kept| OffsetDateTime::now_utc() - kept.view.created_at);
+        let size = record.size;
+        let ancestor = kept.and_then(|kept| self.ancestor(&kept.view, size));
+        let Some(ancestor) = ancestor else {
+            tracing::error!(
+                sandbox = %id, template = %record.template,
+                "hibernated, and its template is not here: it is kept until a start finds it"
+            );
+            return;
+        };
+        let birth = Birth {
+            id,
+            template: record.template,
+            size,
+            metadata: record.metadata,
+            created_at: record.created_at,
+            engine: self.engine.name(),
+            isolation: self.engine.isolation(),
+            jail: self.config.jail,
+            ancestor,
+            from_snapshot: record.from_snapshot,
+        };
+        let default_ttl = self.config.default_ttl_seconds;
+        let (at, now) = (OffsetDateTime::now_utc(), Instant::now());
+        let limits = Limits::remembered(&record.lifetime, default_ttl, at, now);
+        let (sender, mailbox) = mpsc::channel(MAILBOX);
+        let log_bytes = self.config.log_bytes;
+        let sandbox = Sandbox::new(birth, limits, record.egress, WOKEN, log_bytes, sender);
+        let sandbox = Arc::new(sandbox);
+        sandbox.clock.pause(now);
+        // Nobody has used it since it was made files.
+        let unused = slept.and_then(|slept| Duration::try_from(slept).ok()).unwrap_or_default();
+        sandbox.used_at(now.checked_sub(unused).unwrap_or(now));
+        sandbox.publish(Status { state: State::Hibernated, reason: None });
+        // Nobody can have ordered a shutdown yet.
+        if self.register(sandbox.clone()).is_ok() {
+            let owner = Owner { core: self.clone(), sandbox, mailbox, link: None };
+            self.tasks.spawn(owner.run(None));
+        }
+    }
+}
+
+fn step(id: &SandboxId, from: State, reason: Option<EndReason>) -> Transition {
     Transition { id: *id, from, to: State::Deleted, reason, at: OffsetDateTime::now_utc() }
 }
 
@@ -58,22 +188,26 @@ fn write(store: &Store, change: Transition) -> Result<(), StartError> {
     }
 }
 
-/// `clear` removes what the machine of this name left outside its directory.
-fn remove_machines(machines: &Path, clear: impl Fn(&str)) -> io::Result<()> {
+/// `clear` removes what the machine of this name left outside its directory. Returns how many there
+/// were.
+fn remove_machines(machines: &Path, clear: impl Fn(&str)) -> io::Result<usize> {
     match std::fs::read_dir(machines) {
         Ok(entries) => {
+            let mut removed = 0;
             for entry in entries {
                 let entry = entry?;
                 let path = entry.path();
                 kill_leftover(&path);
                 clear(&entry.file_name().to_string_lossy());
                 std::fs::remove_dir_all(&path)?;
+                removed += 1;
             }
-            Ok(())
+            Ok(removed)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             use std::os::unix::fs::DirBuilderExt;
-            std::fs::DirBuilder::new().mode(0o700).create(machines)
+            std::fs::DirBuilder::new().mode(0o700).create(machines)?;
+            Ok(0)
         }
         Err(error) => Err(error),
     }
@@ -113,7 +247,6 @@ fn identities(dir: &Path) -> impl Iterator<Item = (u64, u64)> {
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::machines::new_name;
@@ -143,7 +276,7 @@ mod tests {
             std::fs::write(dir.join("pid"), format!("{}\n", child.id())).unwrap();
             processes.push((ours, child));
         }
-        remove_machines(&machines, |_| {}).unwrap();
+        assert_eq!(remove_machines(&machines, |_| {}).unwrap(), 2);
         assert_eq!(std::fs::read_dir(&machines).unwrap().count(), 0);
         for (ours, mut child) in processes {
             let until = Instant::now() + Duration::from_secs(5);

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pandastack_policy::Policy;
 use pandastack_proto::ExecSpec;
-use pandastack_types::{ExecRequest, Size, SnapshotId, TemplateName};
+use pandastack_types::{ExecRequest, Size, SizeLimits, SnapshotId, TemplateName, TtlMode};
 
 use crate::error::InvalidRequest;
 
@@ -34,25 +35,36 @@ pub struct NewSandbox {
     pub cpu: Option<i64>,
     /// Guest memory in MiB, the template's default when absent.
     pub memory_mb: Option<i64>,
+    /// Writable disk in MiB, the template's default when absent.
+    pub disk_mb: Option<i64>,
     /// Labels.
     pub metadata: BTreeMap<String, String>,
     /// Seconds of life, 0 for no limit; the server's default when absent.
     pub ttl_seconds: Option<i64>,
+    /// What the seconds of life count.
+    pub ttl_mode: TtlMode,
     /// Whether it outlives a client's `with` block.
     pub persistent: bool,
+    /// Seconds without use after which it hibernates, 0 for never; the server's default for
+    /// persistent ones when absent.
+    pub idle_timeout: Option<i64>,
     /// The snapshot that it is made of, in place of a template.
     pub from_snapshot: Option<SnapshotId>,
+    /// What it may reach; nothing when absent, or what the snapshot's sandbox was allowed.
+    pub egress: Option<Policy>,
 }
 
-/// A size class as it came over the wire, with the template's defaults filled in.
+/// The size class that a request asks for, with the template's defaults filled in. A template's
+/// disk cannot be made smaller.
 pub(crate) fn size(
-    cpu: Option<i64>,
-    memory_mb: Option<i64>,
+    request: &NewSandbox,
     default: Size,
+    limits: SizeLimits,
 ) -> Result<Size, InvalidRequest> {
-    let cpu = cpu.unwrap_or(i64::from(default.cpu));
-    let memory_mb = memory_mb.unwrap_or(i64::from(default.memory_mb));
-    Ok(Size::new(cpu, memory_mb)?)
+    let cpu = request.cpu.unwrap_or(default.cpu.into());
+    let memory_mb = request.memory_mb.unwrap_or(default.memory_mb.into());
+    let disk_mb = request.disk_mb.unwrap_or(default.disk_mb.into());
+    Ok(Size::within(limits, default.disk_mb, [cpu, memory_mb, disk_mb])?)
 }
 
 /// Children that a client asks a running sandbox for.
@@ -66,6 +78,8 @@ pub struct ForkRequest {
     pub ttl_seconds: Option<i64>,
     /// Whether they are marked as siblings of one tree.
     pub tree: bool,
+    /// What they may reach; what the parent may when absent.
+    pub egress: Option<Policy>,
 }
 
 /// A number of children as it came over the wire.
@@ -81,6 +95,14 @@ pub(crate) fn ttl(seconds: i64) -> Result<u64, InvalidRequest> {
         .ok()
         .filter(|_| seconds <= MAX_TTL_SECONDS)
         .ok_or(InvalidRequest::Ttl(seconds))
+}
+
+/// Seconds without use as they came over the wire.
+pub(crate) fn idle_timeout(seconds: i64) -> Result<u64, InvalidRequest> {
+    let legal = u64::try_from(seconds).ok().filter(|_| seconds <= MAX_TTL_SECONDS);
+    legal.ok_or_else(|| {
+        field(format!("idle_timeout must be 0 (never) to {MAX_TTL_SECONDS} seconds, not {seconds}"))
+    })
 }
 
 /// A command, validated.

@@ -11,9 +11,21 @@ use tokio::sync::watch;
 
 use crate::sync::lock;
 
-/// A reader's place in a ring.
+/// A reader's place in a ring: how many items there were before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(u64);
+
+impl Cursor {
+    /// The place after the item with this number, counted from 1.
+    pub fn behind(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number of the item before it.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
 
 /// The ring.
 #[derive(Debug)]
@@ -41,11 +53,17 @@ impl<T: Clone> Ring<T> {
 
     /// Adds an item and drops the oldest ones that no longer fit.
     pub(crate) fn push(&self, cost: usize, item: T) {
+        self.push_numbered(cost, |_| item);
+    }
+
+    /// Adds an item that knows its number, counted from 1.
+    pub(crate) fn push_numbered(&self, cost: usize, item: impl FnOnce(u64) -> T) {
         let pushed = {
             let mut inner = lock(&self.inner);
+            inner.pushed += 1;
+            let item = item(inner.pushed);
             inner.items.push_back((cost, item));
             inner.cost += cost;
-            inner.pushed += 1;
             inner.trim();
             inner.pushed
         };

@@ -1,4 +1,4 @@
-//! Where the time of a create goes.
+//! Where the time of a create, a hibernation or a wake goes.
 
 use std::time::{Duration, Instant};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pandastack_engine::Bake;
-use pandastack_image::{Catalog, ImageError, Quiet};
+use pandastack_image::{Catalog, ImageError, Progress};
 use pandastack_types::{Size, TemplateName, TemplateView};
 
 /// What a create needs to know about a template.
@@ -32,8 +32,17 @@ pub trait Templates: Send + Sync {
     fn baked(&self, template: &TemplateName, size: Size) -> Option<Arc<Bake>>;
 
     /// The bake of a template in a size, made when there is none. Concurrent calls share one
-    /// effort.
-    async fn bake(&self, template: &TemplateName, size: Size) -> Result<Arc<Bake>, BakeError>;
+    /// effort; dropping the future gives it up.
+    async fn bake(
+        &self,
+        template: &TemplateName,
+        size: Size,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Arc<Bake>, BakeError>;
+
+    /// Removes the bakes that were used longest ago, but for those in use, until at most `keep` are
+    /// left besides the templates' own sizes. Says how many went. Blocks.
+    fn evict(&self, keep: usize) -> Result<usize, BakeError>;
 }
 
 #[async_trait]
@@ -55,9 +64,18 @@ impl Templates for Catalog {
         Catalog::baked(self, self.resolve(template)?, size)
     }
 
-    async fn bake(&self, template: &TemplateName, size: Size) -> Result<Arc<Bake>, BakeError> {
+    async fn bake(
+        &self,
+        template: &TemplateName,
+        size: Size,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Arc<Bake>, BakeError> {
         let recipe = self.resolve(template).ok_or(BakeError::Unknown)?;
-        Catalog::bake(self, recipe, size, Arc::new(Quiet)).await.map_err(BakeError::Image)
+        Catalog::bake(self, recipe, size, progress).await.map_err(BakeError::Image)
+    }
+
+    fn evict(&self, keep: usize) -> Result<usize, BakeError> {
+        Catalog::evict(self, keep).map(|pruned| pruned.removed).map_err(BakeError::Image)
     }
 }
 

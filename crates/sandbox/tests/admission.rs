@@ -11,6 +11,7 @@ use pandastack_engine::Exit;
 use pandastack_sandbox::{Command, Config, CreateError, Manager, Output, StartError};
 use pandastack_store::{Store, Transition};
 use pandastack_types::{EndReason, ExecRequest, State};
+use support::network::FakeNetwork;
 use support::{FakeEngine, FakeTemplates, World, base, eventually};
 use time::OffsetDateTime;
 
@@ -130,7 +131,9 @@ async fn a_killed_server_leaves_nothing_to_the_next() {
     let start = || {
         let templates = Arc::new(FakeTemplates::default());
         let store = Store::open(&records).unwrap();
-        Manager::start(config.clone(), FakeEngine::new(), templates, store)
+        let engine = FakeEngine::new();
+        let network = FakeNetwork::of(&engine);
+        Manager::start(config.clone(), engine, network, templates, store)
     };
     let manager = start().unwrap();
     assert!(manager.get(id).is_err());

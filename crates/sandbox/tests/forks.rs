@@ -3,14 +3,15 @@
 
 mod support;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pandastack_engine::Exit;
 use pandastack_sandbox::{
-    CreateError, ForkError, ForkRequest, Forked, Output, Sandbox, Unavailable,
+    CreateError, ForkError, ForkRequest, Forked, LifecycleChange, Output, PromoteError, Sandbox,
+    Unavailable,
 };
 use pandastack_types::{EndReason, SandboxId, State};
 use support::{World, base, command, eventually};
@@ -27,6 +28,14 @@ async fn parent(world: &World) -> Arc<Sandbox> {
     request.persistent = true;
     let id = world.manager.create(request).await.unwrap().view.id;
     world.manager.get(id).unwrap()
+}
+
+/// A parent that a server which stops does not keep.
+async fn transient(world: &World) -> Arc<Sandbox> {
+    let parent = parent(world).await;
+    let change = LifecycleChange { persistent: Some(false), ..LifecycleChange::default() };
+    parent.change(change).await.unwrap();
+    parent
 }
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -70,7 +79,7 @@ async fn a_child_is_a_sandbox_of_its_own() {
     let answer = forked(&world, parent.id(), 1).await;
     assert_eq!((answer.parent, answer.tree, answer.failures.len()), (parent.id(), None, 0));
     let names: Vec<_> = answer.stages.marks().iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["admission", "journal", "fork", "run", "handshake", "commit"]);
+    assert_eq!(names, ["admission", "journal", "fork", "attach", "run", "handshake", "commit"]);
     assert_eq!(answer.pause, Duration::from_millis(2));
     let [view] = answer.children.as_slice() else { panic!() };
     assert_eq!((view.status, view.boot_mode.as_str()), (State::Running, "fork"));
@@ -99,7 +108,7 @@ async fn a_child_is_a_sandbox_of_its_own() {
 #[tokio::test]
 async fn a_tree_is_one_capture() {
     let world = world();
-    let parent = parent(&world).await;
+    let parent = transient(&world).await;
     let forks = world.engine.knobs.forks.load(Ordering::SeqCst);
     let metadata = labels(&[
         ("b", "2"),
@@ -312,7 +321,7 @@ async fn a_child_can_be_deleted_before_it_is_ready() {
 #[tokio::test]
 async fn a_server_that_stops_takes_forks_on_their_way_along() {
     let world = world();
-    let parent = parent(&world).await;
+    let parent = transient(&world).await;
     world.engine.knobs.fork_ms.store(200, Ordering::SeqCst);
     let manager = world.manager.clone();
     let id = parent.id();
@@ -330,4 +339,43 @@ async fn a_forged_place_in_a_tree_is_not_believed() {
     request.metadata = labels(&[("fork_tree_id", "x"), ("a", "b")]);
     let view = world.manager.create(request).await.unwrap().view;
     assert_eq!(view.metadata, labels(&[("a", "b")]));
+}
+
+#[tokio::test]
+async fn a_promoted_child_stays_and_its_siblings_go() {
+    let world = world();
+    let parent = transient(&world).await;
+    let tree = |labels_of: &[(&str, &str)]| ForkRequest {
+        count: Some(4),
+        metadata: labels(labels_of),
+        tree: true,
+        ..ForkRequest::default()
+    };
+    let first = world.manager.fork(parent.id(), tree(&[("explore_ttl", "40")])).await.unwrap();
+    let other = world.manager.fork(parent.id(), tree(&[])).await.unwrap();
+    let [a, winner, b, c] = first.children.iter().map(|view| view.id).collect::<Vec<_>>()[..]
+    else {
+        panic!()
+    };
+    let first_tree = first.tree.unwrap();
+    let sandbox = world.manager.get(winner).unwrap();
+    assert_eq!(sandbox.lifecycle().ttl_seconds, 40);
+
+    let none = world.manager.promote(parent.id(), None, true).await;
+    assert!(matches!(none, Err(PromoteError::NoTree(_))), "{none:?}");
+    let wrong = world.manager.promote(winner, other.tree.as_deref(), true).await;
+    assert!(matches!(wrong, Err(PromoteError::OtherTree(_))), "{wrong:?}");
+    assert_eq!(world.manager.list().len(), 9, "nothing has changed");
+    assert_eq!(sandbox.lifecycle().ttl_seconds, 40);
+
+    let kept = world.manager.promote(winner, None, false).await.unwrap();
+    assert_eq!((kept.tree.as_str(), kept.deleted.len()), (first_tree.as_str(), 0));
+    assert_eq!(sandbox.lifecycle().ttl_seconds, 3600, "as if nobody had chosen one");
+    world.manager.get(b).unwrap().delete().await.unwrap();
+    let done = world.manager.promote(winner, Some(&first_tree), true).await.unwrap();
+    assert_eq!((done.winner, done.deleted, done.failures.len()), (winner, vec![a, c], 0));
+    let left: BTreeSet<_> = world.manager.list().iter().map(|view| view.id).collect();
+    let mut expected: BTreeSet<_> = other.children.iter().map(|view| view.id).collect();
+    expected.extend([parent.id(), winner]);
+    assert_eq!(left, expected);
 }

@@ -37,7 +37,17 @@ async fn a_sandbox_is_created_used_and_gone() {
     let names: Vec<_> = created.stages.marks().iter().map(|(name, _)| *name).collect();
     assert_eq!(
         names,
-        ["admission", "take", "journal", "queue", "restore", "run", "handshake", "commit"]
+        [
+            "admission",
+            "take",
+            "journal",
+            "queue",
+            "restore",
+            "attach",
+            "run",
+            "handshake",
+            "commit"
+        ]
     );
     let sandbox = world.manager.get(created.view.id).unwrap();
     let mut execution = sandbox.exec(command("echo hi")).await.unwrap();
@@ -75,7 +85,7 @@ async fn a_ttl_is_exact_and_counts_from_its_last_change() {
     let id = world.manager.create(request).await.unwrap().view.id;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let sandbox = world.manager.get(id).unwrap();
-    let change = LifecycleChange { ttl_seconds: Some(1), persistent: None };
+    let change = LifecycleChange { ttl_seconds: Some(1), ..LifecycleChange::default() };
     assert_eq!(sandbox.change(change).await.unwrap().ttl_seconds, 1);
     let changed = Instant::now();
     tokio::time::sleep_until((started + Duration::from_millis(1300)).into()).await;
@@ -124,8 +134,8 @@ async fn a_time_limit_kills_the_command() {
     let id = world.manager.create(base()).await.unwrap().view.id;
     let sandbox = world.manager.get(id).unwrap();
     let machine = world.engine.alive().pop().unwrap();
-    let mut execution = sandbox.exec(limited("hang", 1)).await.unwrap();
     let started = Instant::now();
+    let mut execution = sandbox.exec(limited("hang", 1)).await.unwrap();
     let Err(ExecError::Timeout(limit)) = execution.next().await else { panic!() };
     assert_eq!(limit, Duration::from_secs(1));
     assert!(started.elapsed() >= Duration::from_millis(990));

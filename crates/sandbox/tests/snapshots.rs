@@ -14,6 +14,7 @@ use pandastack_sandbox::{
 };
 use pandastack_store::Store;
 use pandastack_types::{SandboxId, SnapshotId, State};
+use support::network::FakeNetwork;
 use support::{FakeEngine, FakeTemplates, World, base, command, eventually};
 
 /// A server that may fork, with a sandbox that has kept a text.
@@ -213,8 +214,9 @@ async fn snapshots_survive_a_crash_and_half_of_one_does_not() {
     let mut config = Config::new(dir.path().join("instance"));
     config.memory_reserve_mb = 0;
     config.memory_estimate_percent = 0;
-    let start =
-        Manager::start(config, FakeEngine::new(), Arc::new(FakeTemplates::default()), store);
+    let engine = FakeEngine::new();
+    let network = FakeNetwork::of(&engine);
+    let start = Manager::start(config, engine, network, Arc::new(FakeTemplates::default()), store);
     let manager = start.unwrap();
     assert!(!staging.exists());
     assert_eq!(manager.snapshots(None).await, std::slice::from_ref(&whole));

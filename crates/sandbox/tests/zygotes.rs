@@ -29,7 +29,8 @@ async fn sandboxes_are_forks_of_one_zygote() {
         let created = create(&world).await;
         assert_eq!(created.view.boot_mode, "fork");
         let names: Vec<_> = created.stages.marks().iter().map(|(name, _)| *name).collect();
-        let expected = ["admission", "take", "journal", "fork", "run", "handshake", "commit"];
+        let expected =
+            ["admission", "take", "journal", "fork", "attach", "run", "handshake", "commit"];
         assert_eq!(names, expected);
     }
     let commands: Vec<_> = world

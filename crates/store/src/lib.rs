@@ -20,4 +20,4 @@ pub use error::StoreError;
 pub use journal::JournalEntry;
 pub use keys::ApiKeyRecord;
 pub use open::{Retention, Store};
-pub use sandboxes::{SandboxRecord, Transition};
+pub use sandboxes::{Lifetime, SandboxRecord, Transition, Unfinished};

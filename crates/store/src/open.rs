@@ -13,7 +13,8 @@ use crate::StoreError;
 use crate::sandboxes::micros;
 
 /// One step per format, applied in order; `user_version` counts the steps done. Append only.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE sandboxes (
         id          TEXT PRIMARY KEY,
         template    TEXT NOT NULL,
@@ -45,7 +46,20 @@ const MIGRATIONS: &[&str] = &["
         created_at INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX api_keys_prefix ON api_keys (prefix);
-"];
+    ",
+    // Nothing could be reached before there was a policy.
+    r#"ALTER TABLE sandboxes ADD COLUMN egress TEXT NOT NULL DEFAULT '"none"';"#,
+    // No sandbox outlived its server before it could hibernate, so nothing old is ever read here.
+    "
+    ALTER TABLE sandboxes ADD COLUMN ttl_chosen INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE sandboxes ADD COLUMN idle_timeout INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sandboxes ADD COLUMN ends_at INTEGER;
+    ALTER TABLE sandboxes ADD COLUMN from_snapshot TEXT;
+    ",
+    "ALTER TABLE sandboxes ADD COLUMN ttl_mode TEXT NOT NULL DEFAULT 'wall';",
+    // Every template's disk had this size before one could be asked for.
+    "ALTER TABLE sandboxes ADD COLUMN disk_mb INTEGER NOT NULL DEFAULT 2048;",
+];
 
 /// How long another process may hold the file (`pandastack token` beside a running server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use pandastack_store::{SandboxRecord, Store, Transition};
+use pandastack_store::{Lifetime, SandboxRecord, Store, Transition};
 use pandastack_types::{SandboxId, Size, State};
 use time::OffsetDateTime;
 
@@ -17,11 +17,12 @@ fn a_transition_costs_microseconds() {
     let record = SandboxRecord {
         id: SandboxId::random(),
         template: "base".parse().unwrap(),
-        size: Size { cpu: 1, memory_mb: 512 },
+        size: Size { cpu: 1, memory_mb: 512, disk_mb: 2048 },
         metadata: BTreeMap::new(),
-        ttl_seconds: 0,
-        persistent: false,
+        lifetime: Lifetime { ttl_seconds: 0, ..Lifetime::default() },
+        from_snapshot: None,
         machine: "m".to_owned(),
+        egress: Default::default(),
         state: State::Running,
         reason: None,
         created_at: at,

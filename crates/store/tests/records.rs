@@ -6,8 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use pandastack_store::{ApiKeyRecord, Retention, SandboxRecord, Store, StoreError, Transition};
-use pandastack_types::{EndReason, SandboxId, Size, State};
+use pandastack_policy::Policy;
+use pandastack_store::{
+    ApiKeyRecord, Lifetime, Retention, SandboxRecord, Store, StoreError, Transition, Unfinished,
+};
+use pandastack_types::{EndReason, SandboxId, Size, SnapshotId, State, TtlMode};
 use time::OffsetDateTime;
 
 fn now() -> OffsetDateTime {
@@ -16,15 +19,29 @@ fn now() -> OffsetDateTime {
     now.replace_microsecond(now.microsecond()).unwrap()
 }
 
+const POLICY: &str =
+    r#"{"allow":[{"host":"pypi.org","ports":[443]}],"deny":[{"cidr":"10.0.0.0/8"}]}"#;
+
+fn policy(text: &str) -> Policy {
+    serde_json::from_str(text).unwrap()
+}
+
+/// What recovery is told about a sandbox.
+fn trace(record: &SandboxRecord) -> Unfinished {
+    let SandboxRecord { id, machine, state, reason, .. } = record.clone();
+    Unfinished { id, machine, state, reason }
+}
+
 fn record() -> SandboxRecord {
     SandboxRecord {
         id: SandboxId::random(),
         template: "base".parse().unwrap(),
-        size: Size { cpu: 1, memory_mb: 512 },
+        size: Size { cpu: 1, memory_mb: 512, disk_mb: 2048 },
         metadata: BTreeMap::from([("k\"\n".to_owned(), "é\u{2028}".to_owned())]),
-        ttl_seconds: 300,
-        persistent: false,
+        lifetime: Lifetime { ttl_seconds: 300, ..Lifetime::default() },
+        from_snapshot: None,
         machine: "m-1".to_owned(),
+        egress: policy(POLICY),
         state: State::Creating,
         reason: None,
         created_at: now(),
@@ -62,20 +79,28 @@ fn several_records_are_written_together_or_not_at_all() {
 #[test]
 fn a_record_survives_reopening_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let record = record();
+    let record = SandboxRecord { from_snapshot: Some(SnapshotId::random()), ..record() };
+    let lifetime = Lifetime {
+        ttl_seconds: 7,
+        persistent: true,
+        chosen: true,
+        ttl_mode: TtlMode::Idle,
+        idle_timeout: 9,
+        ends_at: Some(record.created_at + Duration::from_secs(7)),
+    };
     {
         let store = open(dir.path());
         store.create(&record).unwrap();
         step(&store, record.id, State::Creating, State::Running, None).unwrap();
-        store.set_lifecycle(record.id, 0, true, now()).unwrap();
+        store.set_lifecycle(record.id, &lifetime, now()).unwrap();
     }
     let store = open(dir.path());
     let found = store.sandbox(record.id).unwrap().unwrap();
     assert_eq!(found.state, State::Running);
     assert_eq!(found.metadata, record.metadata);
-    assert_eq!((found.ttl_seconds, found.persistent), (0, true));
+    assert_eq!((found.lifetime, found.from_snapshot), (lifetime, record.from_snapshot));
     assert_eq!(found.created_at, record.created_at);
-    assert_eq!(store.unfinished().unwrap(), vec![found]);
+    assert_eq!(store.unfinished().unwrap(), vec![trace(&found)]);
     let kinds: Vec<_> =
         store.journal(record.id, 10).unwrap().into_iter().map(|entry| entry.kind).collect();
     assert_eq!(kinds, ["sandbox.creating", "sandbox.running", "sandbox.lifecycle"]);
@@ -93,7 +118,9 @@ fn without_a_clean_close_nothing_written_is_lost() {
         let file = file.unwrap();
         std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
     }
-    assert_eq!(open(copy.path()).unfinished().unwrap(), vec![record]);
+    let store = open(copy.path());
+    assert_eq!(store.unfinished().unwrap(), vec![trace(&record)]);
+    assert_eq!(store.sandbox(record.id).unwrap(), Some(record));
 }
 
 #[test]

@@ -51,6 +51,13 @@ id! {
     SnapshotId, InvalidName::SnapshotId
 }
 
+/// A sandbox that is kept as files of its own is kept under its own id.
+impl From<SandboxId> for SnapshotId {
+    fn from(id: SandboxId) -> Self {
+        Self(id.0)
+    }
+}
+
 /// The name of a template or of an alias: 1 to 64 of `a-z 0-9 . _ -`, starting with a letter or
 /// digit. Safe to join to a path: it can be neither empty, `.`, `..` nor contain a separator.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -5,23 +5,27 @@
 //! holds a [`TemplateName`] or a [`SandboxId`] may join it to a path.
 #![forbid(unsafe_code)]
 
+mod egress;
 mod event;
 mod fork;
 mod id;
 mod lifecycle;
+mod port;
 mod sandbox;
 mod size;
 mod snapshot;
 mod template;
 
+pub use egress::{EgressEntry, EgressKind, EgressVerdict};
 pub use event::Event;
 pub use fork::{ForkFailure, ForkView};
 pub use id::{InvalidName, SandboxId, SnapshotId, TemplateName};
-pub use lifecycle::{EndReason, IllegalTransition, State};
+pub use lifecycle::{EndReason, IllegalTransition, State, TtlMode};
+pub use port::{PortSource, PortView, PreviewTokenView, TrafficTokenView};
 pub use sandbox::{
-    Egress, ExecOutput, ExecRequest, FileEntry, Isolation, JailLevel, Lifecycle, Metrics,
-    SandboxSpec, SandboxView,
+    ExecOutput, ExecRequest, FileEntry, Isolation, JailLevel, Lifecycle, Metrics, SandboxSpec,
+    SandboxView,
 };
-pub use size::{InvalidSize, Size};
+pub use size::{InvalidSize, Size, SizeLimits};
 pub use snapshot::{SnapshotList, SnapshotView};
-pub use template::TemplateView;
+pub use template::{SizeState, SizeView, TemplateView};

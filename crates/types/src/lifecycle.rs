@@ -1,7 +1,10 @@
 //! The life of a sandbox, as a pure state machine.
 //!
 //! ```text
-//!             ┌──────────┐ ready   ┌─────────┐  pause   ┌────────┐
+//!                                     wake  ┌────────────┐
+//!                                  ┌────────┤ Hibernated │ no machine: files
+//!                                  ▼ ┌─────▶└────────────┘◀─┐
+//!             ┌──────────┐ ready   ┌─┴───────┐  pause   ┌───┴────┐
 //!  create ──▶ │ Creating ├───────▶ │ Running │ ◀──────▶ │ Paused │
 //!             └────┬─────┘         └────┬────┘  resume  └───┬────┘
 //!                  │ failed             │ machine died      │
@@ -30,6 +33,8 @@ pub enum State {
     Running,
     /// Its vCPUs stand still; memory is kept.
     Paused,
+    /// It is files: memory, devices and disk of one instant. It has no machine and costs no memory.
+    Hibernated,
     /// Being torn down.
     Stopping,
     /// Its machine ended by itself or never came up; what is left is an explanation.
@@ -40,10 +45,11 @@ pub enum State {
 
 impl State {
     /// Every state, for exhaustive tests and for listings.
-    pub const ALL: [State; 6] = [
+    pub const ALL: [State; 7] = [
         State::Creating,
         State::Running,
         State::Paused,
+        State::Hibernated,
         State::Stopping,
         State::Failed,
         State::Deleted,
@@ -57,8 +63,10 @@ impl State {
             (Creating, Running)
                 | (Running, Paused)
                 | (Paused, Running)
+                | (Running | Paused, Hibernated)
+                | (Hibernated, Running)
                 | (Creating | Running | Paused, Failed)
-                | (Creating | Running | Paused | Failed, Stopping)
+                | (Creating | Running | Paused | Hibernated | Failed, Stopping)
                 | (Stopping, Deleted)
         );
         if legal { Ok(to) } else { Err(IllegalTransition { from: self, to }) }
@@ -70,6 +78,7 @@ impl State {
             State::Creating => "creating",
             State::Running => "running",
             State::Paused => "paused",
+            State::Hibernated => "hibernated",
             State::Stopping => "stopping",
             State::Failed => "failed",
             State::Deleted => "deleted",
@@ -88,6 +97,35 @@ impl FromStr for State {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or(())
+    }
+}
+
+/// What a time to live counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TtlMode {
+    /// Time since the create or the last change.
+    #[default]
+    Wall,
+    /// Time without use.
+    Idle,
+}
+
+impl TtlMode {
+    /// The word of the REST contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TtlMode::Wall => "wall",
+            TtlMode::Idle => "idle",
+        }
+    }
+}
+
+impl FromStr for TtlMode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [TtlMode::Wall, TtlMode::Idle].into_iter().find(|mode| mode.as_str() == text).ok_or(())
     }
 }
 
@@ -177,6 +215,10 @@ mod tests {
             (Creating, Running),
             (Running, Paused),
             (Paused, Running),
+            (Running, Hibernated),
+            (Paused, Hibernated),
+            (Hibernated, Running),
+            (Hibernated, Stopping),
             (Creating, Failed),
             (Running, Failed),
             (Paused, Failed),

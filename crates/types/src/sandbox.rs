@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use pandastack_policy::Policy;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::{EndReason, SandboxId, Size, SnapshotId, State, TemplateName};
+use crate::{EndReason, SandboxId, Size, SnapshotId, State, TemplateName, TtlMode};
 
 /// What a client asked for, validated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
     /// The template, with aliases resolved.
     pub template: TemplateName,
-    /// vCPUs and memory.
+    /// vCPUs, memory and disk.
     pub size: Size,
     /// Free labels of the client.
     pub metadata: BTreeMap<String, String>,
@@ -64,14 +65,6 @@ impl JailLevel {
     }
 }
 
-/// What a sandbox may reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Egress {
-    /// Nothing: the machine has no network device.
-    None,
-}
-
 /// A sandbox as the API shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SandboxView {
@@ -83,13 +76,15 @@ pub struct SandboxView {
     pub cpu: u32,
     /// Guest memory in MiB.
     pub memory_mb: u32,
+    /// Writable disk in MiB.
+    pub disk_mb: u32,
     /// Where it is in its life.
     pub status: State,
     /// Labels of the client.
     pub metadata: BTreeMap<String, String>,
     /// Milliseconds from the request to the agent's acknowledgement.
     pub boot_ms: u64,
-    /// How its machine came to be: `pool`, `fork` or `snapshot`.
+    /// How its machine came to be: `pool`, `fork`, `snapshot` or `wake`.
     pub boot_mode: String,
     /// The snapshot that it was made of.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -110,7 +105,7 @@ pub struct SandboxView {
     #[serde(default)]
     pub jail: JailLevel,
     /// What it may reach.
-    pub egress: Egress,
+    pub egress: Policy,
     /// Why it ended, once it did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub end_reason: Option<EndReason>,
@@ -121,10 +116,16 @@ pub struct SandboxView {
 pub struct Lifecycle {
     /// Seconds of life, 0 for no limit.
     pub ttl_seconds: u64,
+    /// What they count.
+    #[serde(default)]
+    pub ttl_mode: TtlMode,
     /// Whether it outlives a client's `with` block.
     pub persistent: bool,
     /// Seconds since the last exec or file operation.
     pub idle_seconds: u64,
+    /// Seconds without use after which it hibernates, 0 for never.
+    #[serde(default)]
+    pub idle_timeout: u64,
 }
 
 /// One command to run in a guest.

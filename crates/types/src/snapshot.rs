@@ -1,5 +1,6 @@
 //! The snapshot object of the contract.
 
+use pandastack_policy::Policy;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -18,6 +19,9 @@ pub struct SnapshotView {
     pub cpu: u32,
     /// Their guest memory in MiB.
     pub memory_mb: u32,
+    /// Their writable disk in MiB; 0 in one of before that could be asked for.
+    #[serde(default)]
+    pub disk_mb: u32,
     /// The engine that it is for.
     pub engine: String,
     /// Bytes that it takes on disk.
@@ -25,6 +29,10 @@ pub struct SnapshotView {
     /// When it was taken.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// What a sandbox made of it may reach, unless the request says otherwise. Absent if that
+    /// cannot be read, and then the request has to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub egress: Option<Policy>,
 }
 
 /// The answer to a request for all of them.

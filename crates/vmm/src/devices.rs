@@ -6,7 +6,7 @@
 //! | 1 | writable disk |
 //! | 2 | the agent's stream |
 //! | 3 | entropy |
-//! | 4 | network, where a machine has one |
+//! | 4 | network |
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,8 +22,12 @@ use crate::virtio::{
     Bell, Bus, Interrupts, RestoreError, Served, Slot, SlotState, Window, slot_at,
 };
 
-/// Hardware address of every machine's network device: each is alone in its network.
-const MAC: [u8; 6] = [0x02, 0x50, 0x41, 0x4e, 0x44, 0x41];
+/// How many devices a machine has.
+pub const COUNT: u32 = 5;
+
+/// Hardware address of every machine's network device: each is alone in its network, and its
+/// gateway expects this one.
+pub const MAC: [u8; 6] = [0x02, 0x50, 0x41, 0x4e, 0x44, 0x41];
 
 /// Serial numbers by which the guest tells its disks apart.
 const ROOT_SERIAL: &str = "panda-root";
@@ -37,7 +41,7 @@ pub struct Backends {
     pub disk: Disk,
     /// The agent's stream.
     pub agent: OwnedFd,
-    /// Frames; a machine without has no network device.
+    /// Frames of the network device; without a socket its guest talks to nobody.
     pub net: Option<OwnedFd>,
 }
 
@@ -47,21 +51,11 @@ pub struct Devices {
     disk: Slot<Block<Disk>>,
     agent: Slot<Vsock>,
     entropy: Slot<Rng>,
-    net: Option<Slot<Net>>,
+    net: Slot<Net>,
     bell: Arc<Bell>,
 }
 
 impl Devices {
-    /// How many windows a machine has.
-    pub fn count(net: bool) -> u32 {
-        4 + u32::from(net)
-    }
-
-    /// Whether the machine has a network device.
-    pub fn has_net(&self) -> bool {
-        self.net.is_some()
-    }
-
     /// Plugs them in.
     pub fn new(
         backends: Backends,
@@ -75,15 +69,15 @@ impl Devices {
             disk: Slot::new(1, Block::new(backends.disk, DISK_SERIAL, false), &bus),
             agent: Slot::new(2, Vsock::new(Some(backends.agent)), &bus),
             entropy: Slot::new(3, Rng, &bus),
-            net: backends.net.map(|frames| Slot::new(4, Net::new(Some(frames), MAC), &bus)),
+            net: Slot::new(4, Net::new(backends.net, MAC), &bus),
             bell,
         })
     }
 
     /// Works until [`Devices::stop`].
     pub fn serve(&self) -> io::Result<()> {
-        let mut served: Vec<&dyn Served> = vec![&self.root, &self.disk, &self.agent, &self.entropy];
-        served.extend(self.net.iter().map(|net| net as &dyn Served));
+        let served: [&dyn Served; COUNT as usize] =
+            [&self.root, &self.disk, &self.agent, &self.entropy, &self.net];
         self.bell.serve(&served)
     }
 
@@ -118,7 +112,7 @@ impl Devices {
             1 => &self.disk,
             2 => &self.agent,
             3 => &self.entropy,
-            4 => self.net.as_ref()?,
+            4 => &self.net,
             _ => return None,
         };
         Some((window, offset))
@@ -132,17 +126,18 @@ impl Devices {
     /// In a copy: gives it streams of its own.
     pub fn replace_streams(&self, agent: OwnedFd, net: Option<OwnedFd>) {
         self.agent.with(|vsock| vsock.replace_stream(agent));
-        if let Some(slot) = &self.net {
-            slot.with(|device| device.set_socket(net));
-        }
+        self.net.with(|device| device.set_socket(net));
     }
 
     /// What a snapshot has to know, by window.
     pub fn save(&self) -> Vec<SlotState> {
-        let mut states =
-            vec![self.root.save(), self.disk.save(), self.agent.save(), self.entropy.save()];
-        states.extend(self.net.as_ref().map(Slot::save));
-        states
+        vec![
+            self.root.save(),
+            self.disk.save(),
+            self.agent.save(),
+            self.entropy.save(),
+            self.net.save(),
+        ]
     }
 
     /// Takes over what a snapshot knows.
@@ -153,9 +148,7 @@ impl Devices {
         self.disk.restore(next()?)?;
         self.agent.restore(next()?)?;
         self.entropy.restore(next()?)?;
-        if let Some(net) = &self.net {
-            net.restore(next()?)?;
-        }
+        self.net.restore(next()?)?;
         match next() {
             Ok(_) => Err(RestoreError::Registers("a device too many")),
             Err(_) => Ok(()),

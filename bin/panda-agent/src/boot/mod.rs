@@ -2,15 +2,16 @@
 //!
 //! ```text
 //!   initramfs: /proc /sys /dev ─▶ modules ─▶ disks ─▶ overlay ─▶ switch root
-//!        ─▶ /proc /sys /dev/… /run ─▶ limits ─▶ cgroup ─▶ identity files ─▶ link
+//!        ─▶ /proc /sys /dev/… /run ─▶ limits ─▶ cgroup ─▶ network ─▶ identity files ─▶ link
 //! ```
 //!
 //! All of it happens once per template, before any tenant, and is part of every snapshot. An
-//! error here is fatal on purpose.
+//! error here is fatal on purpose, but for the network: a guest without one is of use.
 
 mod limits;
 mod modules;
 mod mounts;
+mod network;
 mod wait;
 
 use std::ops::Range;
@@ -46,6 +47,9 @@ pub fn boot() -> anyhow::Result<(Init, Link)> {
     limits::protect_self().context("protect the agent from the memory killer")?;
     let cgroups = limits::cgroups().context("make the cgroup of commands")?;
     loopback().context("bring up the loopback interface")?;
+    if let Err(error) = network::bring_up() {
+        log(&format!("no network: {error:#}"));
+    }
     let identity = identity::Files::prepare()?;
     let proc_dir = openat(CWD, "/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .context("open /proc")?;

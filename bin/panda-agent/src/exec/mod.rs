@@ -16,7 +16,6 @@
 //! then goes on [detached](Exec::detach): its output is read and thrown away.
 
 mod command;
-mod stdin;
 pub mod tree;
 mod user;
 
@@ -30,9 +29,9 @@ use rustix::process::{Pid, WaitStatus};
 
 use crate::failure::{because, refuse};
 use crate::guest::Guest;
+use crate::inlet::Inlet;
 use crate::lane::{Lane, Progress};
 use crate::sys;
-use stdin::Stdin;
 use tree::Tree;
 
 /// How long a killed command's processes may take to disappear before its end is told all the
@@ -52,7 +51,7 @@ struct Output {
 pub struct Exec {
     pid: Pid,
     tree: Tree,
-    stdin: Option<Stdin>,
+    stdin: Option<Inlet>,
     outputs: [Output; 2],
     deadline: Option<Instant>,
     timed_out: bool,
@@ -103,13 +102,13 @@ impl Exec {
         tree: &Tree,
         spec: &ExecSpec,
         guest: &Guest,
-    ) -> Result<(Pid, Option<Stdin>, [OwnedFd; 2]), Failure> {
+    ) -> Result<(Pid, Option<Inlet>, [OwnedFd; 2]), Failure> {
         let command = command::prepare(spec, tree.marker())?;
         let pipe =
             || pipe_with(PipeFlags::CLOEXEC).map_err(because(|| "cannot make a pipe".into()));
         let (stdin_theirs, stdin) = if spec.stdin {
             let (theirs, ours) = pipe()?;
-            (Some(theirs), Some(Stdin::new(ours)))
+            (Some(theirs), Some(Inlet::new(ours)))
         } else {
             (None, None)
         };
@@ -192,7 +191,7 @@ impl Exec {
         let readable = self.muted || room > 0;
         let outputs = self.outputs.iter().filter(move |_| readable);
         let outputs = outputs.filter_map(|o| o.pipe.as_ref()).map(|fd| (fd.as_fd(), false));
-        let stdin = self.stdin.as_ref().and_then(Stdin::blocked).map(|fd| (fd, true));
+        let stdin = self.stdin.as_ref().and_then(Inlet::blocked).map(|fd| (fd, true));
         outputs.chain(stdin)
     }
 
@@ -215,7 +214,7 @@ impl Exec {
     }
 
     fn drop_stdin(&mut self) {
-        if self.stdin.as_ref().is_some_and(Stdin::is_over) {
+        if self.stdin.as_ref().is_some_and(Inlet::is_over) {
             self.stdin = None;
         }
     }

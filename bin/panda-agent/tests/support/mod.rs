@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod raw;
+
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command};
 use std::time::Duration;

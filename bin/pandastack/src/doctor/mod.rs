@@ -3,6 +3,7 @@
 mod checks;
 mod facts;
 mod fork;
+mod repair;
 
 use std::path::PathBuf;
 
@@ -16,12 +17,14 @@ use crate::output;
 use crate::status::Status;
 use checks::{Check, Verdict};
 use facts::Facts;
+use repair::Repaired;
 
 /// Examples.
 pub const EXAMPLES: &str = "\
 Examples:
   pandastack doctor
   pandastack doctor --json | jq '.checks[] | select(.verdict != \"ok\")'
+  pandastack doctor --repair --data-dir /srv/panda
 
 The exit status is 1 when something essential is missing.";
 
@@ -31,6 +34,11 @@ pub struct Args {
     /// Where templates and records are kept [default: the system's for root, else the user's]
     #[arg(long, value_name = "DIR", env = "PANDASTACK_DATA_DIR")]
     data_dir: Option<PathBuf>,
+    /// First bring the data directory in order that a killed server has left: end its sandboxes in
+    /// the records, remove their machines, keep what is hibernated and every snapshot. Refused while
+    /// a server runs in it, which has done the same at its start
+    #[arg(long)]
+    repair: bool,
     #[command(flatten)]
     machines: MachineArgs,
 }
@@ -43,17 +51,26 @@ struct Report {
     isolation: Isolation,
     jail: JailLevel,
     checks: Vec<Check>,
+    /// What `--repair` did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<Repaired>,
 }
 
 pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     let data_dir = args.data_dir.map_or_else(dirs::default_data_dir, Ok)?;
+    let repaired = match args.repair {
+        true => Some(repair::run(&data_dir, args.machines).await?),
+        false => None,
+    };
     let facts = Facts::gather(&data_dir, args.machines).await;
     let checks = checks::judge(&facts);
     let ready = checks.iter().all(|check| check.verdict != Verdict::Missing);
     if context.json {
         let (engine, isolation) = facts.engine();
-        output::json(&Report { ready, engine, isolation, jail: facts.jail.grade(), checks })?;
+        let jail = facts.jail.grade();
+        output::json(&Report { ready, engine, isolation, jail, checks, repaired })?;
     } else {
+        repaired.as_ref().map_or(Ok(()), repair::print)?;
         print(&checks, ready)?;
     }
     Ok(if ready { Status::SUCCESS } else { Status::NEGATIVE })

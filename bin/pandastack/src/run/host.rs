@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use http::Method;
-use pandastack_types::{Lifecycle, SandboxId, TemplateName};
+use pandastack_types::{Lifecycle, SandboxId, SizeLimits, TemplateName};
 use tokio::net::TcpListener;
 
 use super::instance::Instance;
@@ -15,9 +15,11 @@ use crate::api_key::ApiKey;
 use crate::client::Client;
 use crate::config::{self, Endpoint, Source};
 use crate::dirs;
+use crate::previews::Previews;
 use crate::sandbox;
+use crate::serve::ReserveArgs;
 use crate::server::{Server, ServerOptions};
-use crate::workshop::Workshop;
+use crate::workshop::{Asked, Workshop};
 
 /// How long a running server keeps the sandbox of a `run` that it hears nothing of. Renewed
 /// while the command runs, so a killed `run` leaks nothing and a long one is not cut short.
@@ -57,7 +59,8 @@ impl Host {
         let workshop = Workshop::open(&data_dir, args.machines).await?;
         let template: TemplateName = args.template.parse()?;
         let recipe = workshop.recipe(&template)?;
-        workshop.ready(recipe, args.cpu, args.memory).await?;
+        let asked = Asked { cpu: args.cpu, memory_mb: args.memory, disk_mb: args.disk };
+        workshop.ready(recipe, asked).await?;
 
         let instance = Instance::create(&data_dir)?;
         let key = ApiKey::ephemeral()?;
@@ -69,10 +72,17 @@ impl Host {
             fork: false,
             pool: 0,
             max_sandboxes: None,
+            // For whoever has the host to himself.
+            size_limits: SizeLimits::POSSIBLE,
+            reserves: ReserveArgs::default(),
+            size_classes: None,
             default_ttl_seconds: None,
+            idle_timeout_seconds: None,
             ready_timeout: None,
+            network: args.network.clone(),
+            previews: Previews::default(),
         };
-        let server = Server::start(&workshop, options, &key, listener)?;
+        let server = Server::start(&workshop, options, &key, listener).await?;
         let client = Client::new(&Endpoint {
             url: server.url().to_owned(),
             token: Some(key.secret().to_owned()),

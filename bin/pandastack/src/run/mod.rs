@@ -19,8 +19,10 @@ use serde::Serialize;
 
 use crate::attach::Input;
 use crate::cli::Context;
+use crate::egress::EgressArgs;
 use crate::engines::MachineArgs;
 use crate::exec::{Options, Outcome, millis, perform};
+use crate::network::NetworkArgs;
 use crate::output;
 use crate::sandbox::{CreateArgs, create};
 use crate::signals::Signals;
@@ -34,6 +36,8 @@ Examples:
   pandastack run -- echo hello
   pandastack run --template code-interpreter -- python3 -c 'print(sum(range(100)))'
   pandastack run --timeout 10 --memory 1024 -- sh -c 'make test'
+  pandastack run --allow pypi.org:443 --allow files.pythonhosted.org:443 -- pip install six
+  pandastack run --egress policy.json -- ./job
   tar c . | pandastack run -- sh -c 'tar x && ./build.sh && tar c out' > out.tar
 
 No server is needed: without one, the command brings its own for as long as it runs. The exit
@@ -52,8 +56,13 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub cpu: Option<i64>,
     /// Guest memory in MiB [default: the template's]
-    #[arg(long, value_name = "MB")]
+    #[arg(long, value_name = "MB", alias = "memory-mb")]
     pub memory: Option<i64>,
+    /// Writable disk in MiB, not less than the template's [default: the template's]
+    #[arg(long, value_name = "MB", alias = "disk-mb")]
+    pub disk: Option<i64>,
+    #[command(flatten)]
+    pub egress: EgressArgs,
     #[command(flatten)]
     pub options: Options,
     /// Do not use a running server even if there is one
@@ -61,6 +70,8 @@ pub struct Args {
     pub local: bool,
     #[command(flatten)]
     pub machines: MachineArgs,
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// Where templates are kept without a server [default: the system's for root, else the user's]
     #[arg(long, value_name = "DIR", env = "PANDASTACK_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
@@ -146,9 +157,12 @@ async fn run_in_sandbox(
         from_snapshot: None,
         cpu: args.cpu,
         memory: args.memory,
+        disk: args.disk,
         ttl: Some(host.lease().as_secs()),
         persistent: false,
+        idle_timeout: None,
         metadata: vec![("created_by".to_owned(), "pandastack run".to_owned())],
+        egress: args.egress.clone(),
     };
     // Given up while it waits, the request is undone by the server.
     let view = create(host.client(), &wanted).await?;

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use http::Method;
+use pandastack_policy::Policy;
 use pandastack_types::ForkView;
 use serde::Serialize;
 
 use super::resolve;
 use crate::cli::{Context, key_value};
 use crate::client::Client;
+use crate::egress::EgressArgs;
 use crate::output;
 use crate::status::{Status, report};
 
@@ -36,6 +38,8 @@ pub struct Args {
     /// A label on top of the sandbox's own; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     metadata: Vec<(String, String)>,
+    #[command(flatten)]
+    egress: EgressArgs,
 }
 
 /// The body of a fork request.
@@ -45,6 +49,8 @@ struct ForkRequest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     ttl_seconds: Option<u64>,
     metadata: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress: Option<Policy>,
 }
 
 pub async fn run(client: &Client, args: &Args, context: Context) -> anyhow::Result<Status> {
@@ -53,6 +59,7 @@ pub async fn run(client: &Client, args: &Args, context: Context) -> anyhow::Resu
         count: args.count,
         ttl_seconds: args.ttl,
         metadata: args.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+        egress: args.egress.policy()?,
     };
     let path = format!("/v1/sandboxes/{id}/fork");
     let forked: ForkView = client.send(Method::POST, &path, &request).await?;

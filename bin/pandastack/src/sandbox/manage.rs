@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use http::Method;
-use pandastack_types::{Lifecycle, SandboxView, SnapshotId, SnapshotView};
+use pandastack_policy::Policy;
+use pandastack_types::{Lifecycle, SandboxView, Size, SnapshotId, SnapshotView};
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::classes::{self, Wanted};
 use super::{delete, resolve};
 use crate::cli::{Context, key_value};
 use crate::client::Client;
+use crate::egress::EgressArgs;
 use crate::output;
 use crate::status::{Status, report};
 
@@ -19,8 +22,13 @@ pub const CREATE_EXAMPLES: &str = "\
 Examples:
   pandastack sandbox create
   pandastack sandbox create --template code-interpreter --memory 1024 --ttl 600
+  pandastack sandbox create --cpu 2 --memory 2048 --disk 8192   # a size of its own
   id=$(pandastack sandbox create --metadata job=42)
-  pandastack sandbox create --from-snapshot $(pandastack sandbox snapshot 1b9d)";
+  pandastack sandbox create --allow pypi.org:443 --allow files.pythonhosted.org:443
+  pandastack sandbox create --from-snapshot $(pandastack sandbox snapshot 1b9d)
+
+The first sandbox of a size waits while the server prepares it, and sees how far that is; all others
+are there as soon as those of the template's own size.";
 
 /// Examples of `sandbox snapshot`.
 pub const SNAPSHOT_EXAMPLES: &str = "\
@@ -30,6 +38,14 @@ Examples:
 
 The sandbox goes on as it was; the snapshot outlives it. Its id is printed.";
 
+/// Examples of `sandbox hibernate`.
+pub const HIBERNATE_EXAMPLES: &str = "\
+Examples:
+  pandastack sandbox hibernate 1b9d
+  pandastack sandbox exec 1b9d -- uptime   # wakes it
+
+Memory, processes and files are kept, also when the server stops or is killed.";
+
 /// What a new sandbox is like.
 #[derive(Args, Clone, Debug)]
 pub struct CreateArgs {
@@ -37,23 +53,32 @@ pub struct CreateArgs {
     #[arg(long, value_name = "NAME", default_value = "base")]
     pub template: String,
     /// The snapshot that it is made of, in place of a template
-    #[arg(long, value_name = "ID", conflicts_with_all = ["template", "cpu", "memory"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["template", "cpu", "memory", "disk"])]
     pub from_snapshot: Option<SnapshotId>,
     /// vCPUs [default: the template's]
     #[arg(long, value_name = "N")]
     pub cpu: Option<i64>,
     /// Guest memory in MiB [default: the template's]
-    #[arg(long, value_name = "MB")]
+    #[arg(long, value_name = "MB", alias = "memory-mb")]
     pub memory: Option<i64>,
+    /// Writable disk in MiB, not less than the template's [default: the template's]
+    #[arg(long, value_name = "MB", alias = "disk-mb")]
+    pub disk: Option<i64>,
     /// Seconds until it is ended; 0 for no limit [default: the server's]
     #[arg(long, value_name = "SECONDS")]
     pub ttl: Option<u64>,
-    /// Keep it until it is killed
+    /// Keep it until it is killed; it hibernates when the server stops
     #[arg(long)]
     pub persistent: bool,
+    /// Seconds without use after which it hibernates; 0 for never [default: the server's for
+    /// persistent ones, else never]
+    #[arg(long, value_name = "SECONDS")]
+    pub idle_timeout: Option<u64>,
     /// A label of yours; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub metadata: Vec<(String, String)>,
+    #[command(flatten)]
+    pub egress: EgressArgs,
 }
 
 /// How long a sandbox may live.
@@ -76,9 +101,15 @@ struct CreateRequest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_mb: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    disk_mb: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     ttl_seconds: Option<u64>,
     persistent: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_timeout: Option<u64>,
     metadata: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress: Option<Policy>,
 }
 
 /// Creates a sandbox.
@@ -88,11 +119,16 @@ pub async fn create(client: &Client, args: &CreateArgs) -> anyhow::Result<Sandbo
         from_snapshot: args.from_snapshot,
         cpu: args.cpu,
         memory_mb: args.memory,
+        disk_mb: args.disk,
         ttl_seconds: args.ttl,
         persistent: args.persistent,
+        idle_timeout: args.idle_timeout,
         metadata: args.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+        egress: args.egress.policy()?,
     };
-    Ok(client.send(Method::POST, "/v1/sandboxes", &request).await?)
+    let CreateRequest { template, cpu, memory_mb, disk_mb, .. } = request;
+    let wanted = Wanted { template, cpu, memory_mb, disk_mb };
+    Ok(classes::create(client, wanted, &request).await?)
 }
 
 pub async fn create_and_print(
@@ -148,17 +184,33 @@ pub async fn get(client: &Client, id: &str, context: Context) -> anyhow::Result<
         ["id".to_owned(), view.id.to_string()],
         ["template".to_owned(), view.template.to_string()],
         ["status".to_owned(), format!("{}{ended}", view.status)],
-        ["size".to_owned(), format!("{} vCPU, {} MiB", view.cpu, view.memory_mb)],
+        ["size".to_owned(), size(&view)],
         ["created".to_owned(), format!("{} in {} ms", view.boot_mode, view.boot_ms)],
         ["ttl".to_owned(), format!("{} s", view.ttl_seconds)],
         ["persistent".to_owned(), view.persistent.to_string()],
         ["engine".to_owned(), view.engine],
         ["isolation".to_owned(), view.isolation.as_str().to_owned()],
         ["jail".to_owned(), view.jail.as_str().to_owned()],
+        ["egress".to_owned(), summary(&view.egress)],
         ["metadata".to_owned(), metadata.join(" ")],
     ];
     output::table(["FIELD", "VALUE"], &rows)?;
     Ok(Status::SUCCESS)
+}
+
+/// vCPUs, memory and disk in words.
+fn size(view: &SandboxView) -> String {
+    let SandboxView { cpu, memory_mb, disk_mb, .. } = *view;
+    Size { cpu, memory_mb, disk_mb }.to_string()
+}
+
+/// A policy in a few words.
+fn summary(policy: &Policy) -> String {
+    match (policy.allow().len(), policy.deny().len()) {
+        (0, _) => "none".to_owned(),
+        (allow, 0) => format!("{allow} allowed"),
+        (allow, deny) => format!("{allow} allowed, {deny} denied"),
+    }
 }
 
 /// Ends every sandbox it can, and fails if there was one that it could not end.
@@ -173,7 +225,7 @@ pub async fn kill(client: &Client, ids: &[String], context: Context) -> anyhow::
     Ok(status)
 }
 
-/// Pauses or resumes.
+/// Pauses, resumes, hibernates or wakes.
 pub async fn act(client: &Client, id: &str, verb: &str) -> anyhow::Result<Status> {
     let id = resolve(client, id).await?;
     client.act(Method::POST, &format!("/v1/sandboxes/{id}/{verb}")).await?;

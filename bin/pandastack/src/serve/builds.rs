@@ -8,7 +8,7 @@ use pandastack_types::TemplateName;
 use tokio::task::JoinHandle;
 
 use crate::terminal;
-use crate::workshop::Workshop;
+use crate::workshop::{Asked, Workshop};
 
 /// Builds under way.
 pub struct Builds(JoinHandle<()>);
@@ -38,7 +38,7 @@ pub fn start(workshop: &Workshop, manager: Arc<Manager>) -> Builds {
 
 async fn build(workshop: &Workshop, name: &TemplateName) -> anyhow::Result<()> {
     let recipe = workshop.recipe(name)?;
-    workshop.ready(recipe, None, None).await.map(drop)
+    workshop.ready(recipe, Asked::default()).await.map(drop)
 }
 
 impl Builds {

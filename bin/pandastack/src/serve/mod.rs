@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use clap::builder::FalseyValueParser;
+use pandastack_types::{Size, SizeLimits};
 use tokio::net::TcpListener;
 
 use crate::api_key::ApiKey;
@@ -17,6 +18,8 @@ use crate::cli::Context;
 use crate::config::{self, DEFAULT_LISTEN};
 use crate::dirs;
 use crate::engines::MachineArgs;
+use crate::network::NetworkArgs;
+use crate::previews::{PreviewArgs, Previews};
 use crate::server::{Server, ServerOptions};
 use crate::signals::Signals;
 use crate::status::Status;
@@ -30,9 +33,10 @@ Examples:
   pandastack serve
   pandastack serve --data-dir /srv/panda --listen 127.0.0.1:9000 --pool 4
   pandastack serve --listen 0.0.0.0:7878 --api-key-file /etc/pandastack/key
+  pandastack serve --preview-host https://preview.example.com
 
 The first start mints an API key into DATA_DIR/api-key and leads the clients of this user to this
-server. Ctrl-C ends every sandbox and stops; a second Ctrl-C stops at once.";
+server. Ctrl-C stops: persistent sandboxes hibernate, the others end; a second Ctrl-C stops at once.";
 
 /// How the server runs.
 #[derive(clap::Args, Clone, Debug)]
@@ -51,12 +55,22 @@ pub struct Args {
     fork: ForkChoice,
     #[command(flatten)]
     machines: MachineArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// Most sandboxes at a time [default: 64]
     #[arg(long, value_name = "N", env = "PANDASTACK_MAX_SANDBOXES")]
     max_sandboxes: Option<usize>,
+    #[command(flatten)]
+    sizes: SizeArgs,
+    #[command(flatten)]
+    reserves: ReserveArgs,
     /// Seconds of life of a sandbox that asks for none; 0 for no limit [default: 3600]
     #[arg(long, value_name = "SECONDS", env = "PANDASTACK_DEFAULT_TTL")]
     default_ttl: Option<u64>,
+    /// Seconds without use after which a persistent sandbox hibernates that asks for nothing else; 0
+    /// for never [default: 0]
+    #[arg(long, value_name = "SECONDS", env = "PANDASTACK_IDLE_TIMEOUT")]
+    idle_timeout: Option<u64>,
     /// Seconds in which a new sandbox must answer, or its create fails: more for a slow host
     /// [default: 10]
     #[arg(
@@ -66,12 +80,62 @@ pub struct Args {
         value_parser = clap::value_parser!(u64).range(1..=3600)
     )]
     ready_timeout: Option<u64>,
+    #[command(flatten)]
+    previews: PreviewArgs,
     /// Leave the client configuration of this user alone
     #[arg(long, env = "PANDASTACK_NO_CLIENT_CONFIG", value_parser = FalseyValueParser::new())]
     no_client_config: bool,
     /// Take the API key from this file instead of minting one (PANDASTACK_API_KEY works as well)
     #[arg(long, value_name = "FILE", env = "PANDASTACK_API_KEY_FILE")]
     api_key_file: Option<PathBuf>,
+}
+
+/// What of the host sandboxes leave alone.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct ReserveArgs {
+    /// Host memory in MiB that a create must leave free [default: 512]
+    #[arg(long, value_name = "MB", env = "PANDASTACK_MEMORY_RESERVE")]
+    pub memory_reserve: Option<u64>,
+    /// Host disk in MiB that a create must leave free [default: 512]
+    #[arg(long, value_name = "MB", env = "PANDASTACK_DISK_RESERVE")]
+    pub disk_reserve: Option<u64>,
+}
+
+/// How large sandboxes may be.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct SizeArgs {
+    /// Most vCPUs of one sandbox, at most 8
+    #[arg(
+        long, value_name = "N", env = "PANDASTACK_MAX_CPU", default_value_t = SizeLimits::default().cpu,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(Size::MAX_CPU))
+    )]
+    max_cpu: u32,
+    /// Most guest memory of one sandbox in MiB, at most 3072
+    #[arg(
+        long, value_name = "MB", env = "PANDASTACK_MAX_MEMORY",
+        default_value_t = SizeLimits::default().memory_mb, alias = "max-memory-mb",
+        value_parser = clap::value_parser!(u32)
+            .range(i64::from(Size::MIN_MEMORY_MB)..=i64::from(Size::MAX_MEMORY_MB))
+    )]
+    max_memory: u32,
+    /// Most writable disk of one sandbox in MiB, at most 65536
+    #[arg(
+        long, value_name = "MB", env = "PANDASTACK_MAX_DISK",
+        default_value_t = SizeLimits::default().disk_mb, alias = "max-disk-mb",
+        value_parser = clap::value_parser!(u32)
+            .range(i64::from(Size::MIN_DISK_MB)..=i64::from(Size::MAX_DISK_MB))
+    )]
+    max_disk: u32,
+    /// Sizes besides the templates' own that stay prepared although nobody uses them
+    #[arg(long, value_name = "N", env = "PANDASTACK_SIZE_CLASSES", default_value_t = 16)]
+    size_classes: usize,
+}
+
+impl SizeArgs {
+    fn limits(self) -> SizeLimits {
+        SizeLimits { cpu: self.max_cpu, memory_mb: self.max_memory, disk_mb: self.max_disk }
+            .possible()
+    }
 }
 
 /// Ways to make machines.
@@ -103,10 +167,16 @@ pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
         fork: args.fork == ForkChoice::Auto,
         pool: args.pool,
         max_sandboxes: args.max_sandboxes,
+        size_limits: args.sizes.limits(),
+        reserves: args.reserves,
+        size_classes: Some(args.sizes.size_classes),
         default_ttl_seconds: args.default_ttl,
+        idle_timeout_seconds: args.idle_timeout,
         ready_timeout: args.ready_timeout.map(Duration::from_secs),
+        network: args.network.clone(),
+        previews: Previews::of(&args.previews, &data_dir.join("preview-secret"))?,
     };
-    let server = Server::start(&workshop, options, &key, listener)?;
+    let server = Server::start(&workshop, options, &key, listener).await?;
     Announcement::new(&workshop, &server, &args, &data_dir, &key).print(context)?;
     if !args.no_client_config {
         lead_clients_here(server.url(), &key);
@@ -114,7 +184,9 @@ pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     let builds = builds::start(&workshop, server.manager().clone());
     let signal = signals.next().await;
     tracing::info!(?signal, "stopping");
-    terminal::line("stopping: ending every sandbox; once more to stop at once");
+    terminal::line(
+        "stopping: persistent sandboxes hibernate, the others end; once more to stop at once",
+    );
     signals
         .cleaning_up(async {
             builds.stop().await;

@@ -15,7 +15,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -72,6 +72,11 @@ impl Fake {
             .route(&format!("{one}/snapshots"), post(snapshot))
             .route(&format!("{one}/lifecycle"), axum::routing::patch(lifecycle))
             .route(&format!("{one}/logs"), get(logs))
+            .route(&format!("{one}/ports"), get(ports).post(expose))
+            .route(&format!("{one}/ports/{{port}}"), delete(|| async { StatusCode::NO_CONTENT }))
+            .route(&format!("{one}/preview-token"), post(preview_token))
+            .route(&format!("{one}/egress"), get(egress).put(set_egress))
+            .route(&format!("{one}/egress/log"), get(egress_log))
             .route(&format!("{one}/exec"), post(exec))
             .route(&format!("{one}/exec/attach"), post(attach))
             .route(&format!("{one}/fs"), get(read).put(write))
@@ -137,7 +142,7 @@ async fn check(State(shared): Shelf, request: Request, next: Next) -> Response {
 
 fn view(id: &str) -> Value {
     json!({
-        "id": id, "template": "base", "cpu": 1, "memory_mb": 512, "status": "running",
+        "id": id, "template": "base", "cpu": 1, "memory_mb": 512, "disk_mb": 2048, "status": "running",
         "metadata": {}, "boot_ms": 12, "boot_mode": "pool", "persistent": false,
         "created_at": "2026-01-01T00:00:00Z", "ttl_seconds": 60, "engine": "qemu",
         "isolation": "emulated", "egress": "none",
@@ -183,7 +188,7 @@ async fn fork(State(shared): Shelf, Path(id): Path<String>, Json(body): Json<Val
 
 async fn snapshot(Path(id): Path<String>) -> Response {
     let answer = json!({
-        "id": NEW, "sandbox_id": id, "template": "base", "cpu": 1, "memory_mb": 512,
+        "id": NEW, "sandbox_id": id, "template": "base", "cpu": 1, "memory_mb": 512, "disk_mb": 2048,
         "engine": "qemu", "size_bytes": 1, "created_at": "2026-01-01T00:00:00Z",
     });
     (StatusCode::CREATED, Json(answer)).into_response()
@@ -195,6 +200,62 @@ async fn logs(Query(query): Query<BTreeMap<String, String>>) -> Response {
         return ([("content-type", "text/event-stream")], events).into_response();
     }
     "one\ntwo".into_response()
+}
+
+fn port(port: i64, public: bool) -> Value {
+    json!({
+        "port": port, "label": null, "listening": true, "source": "user", "public": public,
+        "proxy_url": format!("http://api.test/{port}/"),
+        "preview_url": format!("http://{port}.test:7878"),
+    })
+}
+
+async fn ports() -> Json<Value> {
+    Json(json!([port(80, false), port(8000, true)]))
+}
+
+async fn expose(State(shared): Shelf, Json(body): Json<Value>) -> Response {
+    let answer = port(body["port"].as_i64().unwrap(), body["public"] == true);
+    shared.bodies.lock().unwrap().push(body);
+    (StatusCode::CREATED, Json(answer)).into_response()
+}
+
+async fn preview_token(
+    State(shared): Shelf,
+    Path(id): Path<String>,
+    Json(body): Json<Value>,
+) -> Json<Value> {
+    let answer = json!({
+        "url": "http://api.test/p/t/", "preview_url": "http://8000.test:7878/?token=t",
+        "token": "t", "sandbox_id": id, "port": body["port"], "paths": [],
+        "expires_at": "2026-01-02T03:04:05Z",
+    });
+    shared.bodies.lock().unwrap().push(body);
+    Json(answer)
+}
+
+async fn egress() -> Json<Value> {
+    Json(json!({"allow": [{"host": "pypi.org"}]}))
+}
+
+async fn set_egress(State(shared): Shelf, Json(body): Json<Value>) -> Json<Value> {
+    shared.bodies.lock().unwrap().push(body.clone());
+    Json(body)
+}
+
+async fn egress_log(Query(query): Query<BTreeMap<String, String>>) -> Response {
+    let entry = |number: u64| {
+        json!({
+            "number": number, "time": "2026-01-02T03:04:05Z", "kind": "dns", "verdict": "deny",
+            "name": format!("{number}.test"), "reason": "no rule allows this name",
+        })
+    };
+    if query.contains_key("follow") {
+        let events =
+            format!("id: 1\ndata: {}\n\n: ping\n\nid: 2\ndata: {}\n\n", entry(1), entry(2));
+        return ([("content-type", "text/event-stream")], events).into_response();
+    }
+    Json(json!({"entries": [entry(1)], "next": 1})).into_response()
 }
 
 async fn exec(State(shared): Shelf, Json(body): Json<Value>) -> Json<Value> {

@@ -6,6 +6,7 @@
 mod copy;
 mod fake;
 mod local;
+mod ports;
 mod program;
 mod run;
 mod sandbox;

@@ -132,3 +132,67 @@ async fn a_wrong_key_and_a_missing_server_come_with_a_hint() {
     assert!(error["hint"].as_str().unwrap().contains("pandastack serve"));
     assert_eq!(stdout(&output), "");
 }
+
+#[tokio::test]
+async fn what_a_sandbox_may_reach_is_shown_and_set() {
+    let (fake, program) = pair().await;
+    let pypi = serde_json::json!({"allow": [{"host": "pypi.org"}]});
+    let shown =
+        |output: &std::process::Output| -> Value { serde_json::from_str(&stdout(output)).unwrap() };
+    let output = program.run(&["sandbox", "egress", "1b9d"]).await;
+    assert_eq!(shown(&output), pypi);
+    assert!(fake.bodies().is_empty(), "to look changes nothing");
+    let rules = ["--allow", "PyPI.org:443", "--allow", "203.0.113.0/24"];
+    let output = program.run(&[&["sandbox", "egress", "1b9d"], &rules[..]].concat()).await;
+    let set = serde_json::json!(
+        {"allow": [{"host": "pypi.org", "ports": [443]}, {"cidr": "203.0.113.0/24"}]}
+    );
+    assert_eq!((shown(&output), &fake.bodies()[0]), (set.clone(), &set));
+    let policy = r#"{"allow":[{"host":"*"}],"max_connections":10}"#;
+    program.run(&["sandbox", "egress", "1b9d", "--policy", policy]).await;
+    assert_eq!(fake.bodies()[1].to_string(), policy);
+    let output = program.run(&["sandbox", "egress", "1b9d", "--none"]).await;
+    assert_eq!((shown(&output), &fake.bodies()[2]), ("none".into(), &"none".into()));
+    let asked = fake.requests();
+    assert_eq!(
+        asked.iter().filter(|asked| asked.ends_with(&format!("{}/egress", IDS[0]))).count(),
+        4
+    );
+    let output = program.run(&["sandbox", "egress", "1b9d", "--allow", "1.1.1.1"]).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("write 1.1.1.1/32"), "{}", stderr(&output));
+    assert_eq!(fake.requests(), asked, "nobody was asked");
+}
+
+#[tokio::test]
+async fn a_sandbox_is_created_with_what_it_may_reach() {
+    let (fake, program) = pair().await;
+    program.run(&["sandbox", "create"]).await;
+    program.run(&["sandbox", "create", "--allow", "pypi.org"]).await;
+    program.run(&["sandbox", "create", "--egress", "none"]).await;
+    program.run(&["sandbox", "fork", "1b9d", "--allow", "pypi.org"]).await;
+    program.run(&["run", "--allow", "pypi.org", "--", "fail"]).await;
+    let egress: Vec<_> = fake.bodies().iter().map(|body| body["egress"].clone()).collect();
+    let pypi = serde_json::json!({"allow": [{"host": "pypi.org"}]});
+    // The last is the command that was run.
+    let expected = [Value::Null, pypi.clone(), "none".into(), pypi.clone(), pypi, Value::Null];
+    assert_eq!(egress, expected);
+}
+
+#[tokio::test]
+async fn decisions_are_lines_for_people_or_for_programs() {
+    let (fake, program) = pair().await;
+    let output =
+        program.run(&["sandbox", "egress-log", "1b9d", "--tail", "5", "--after", "0"]).await;
+    let line = stdout(&output);
+    assert!(line.starts_with("2026-01-02T03:04:05Z  deny   dns    1.test  "), "{line}");
+    assert!(line.ends_with("no rule allows this name\n"), "{line}");
+    let path = format!("GET /v1/sandboxes/{}/egress/log?tail=5&after=0", IDS[0]);
+    assert!(fake.requests().contains(&path), "{:?}", fake.requests());
+    let output = program.run(&["sandbox", "egress-log", "1b9d", "--follow", "--json"]).await;
+    let lines = stdout(&output);
+    let numbers = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["number"].as_u64().unwrap());
+    assert_eq!(numbers.collect::<Vec<_>>(), [1, 2]);
+}

@@ -1,16 +1,20 @@
 //! Copies of running sandboxes.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use pandastack_sandbox::{CreateError, ForkRequest, Forked, Sandbox};
+use pandastack_sandbox::{CreateError, ForkRequest, Forked, Promoted, Sandbox};
 use pandastack_types::{ForkFailure, ForkView};
+use serde_json::{Value, json};
 
 use super::sandboxes::SERVER_TIMING;
 use crate::Api;
-use crate::body::Fields;
+use crate::body::{self, Fields};
+use crate::egress;
 use crate::error::ApiError;
 use crate::extract::Target;
 
@@ -20,7 +24,7 @@ pub(crate) async fn fork(
     Target(parent): Target,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let request = request(&Fields::read(body).await?, false)?;
+    let request = request(body, false).await?;
     let (mut view, timing) = children(&api, &parent, request).await?;
     view.sandbox = view.children.first().cloned();
     Ok((StatusCode::CREATED, timing, Json(view)).into_response())
@@ -32,7 +36,7 @@ pub(crate) async fn fork_tree(
     Target(parent): Target,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let request = request(&Fields::read(body).await?, true)?;
+    let request = request(body, true).await?;
     if request.count.is_none() {
         return Err(ApiError::bad_request("count is required"));
     }
@@ -40,12 +44,33 @@ pub(crate) async fn fork_tree(
     Ok((StatusCode::CREATED, timing, Json(view)).into_response())
 }
 
-fn request(fields: &Fields, tree: bool) -> Result<ForkRequest, ApiError> {
+/// One of a tree that stays.
+pub(crate) async fn promote(
+    State(api): State<Api>,
+    Target(winner): Target,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
+    let fields = Fields::read(body).await?;
+    let tree = fields.text("tree_id")?.filter(|tree| !tree.is_empty());
+    let cleanup = fields.flag("cleanup_siblings")?.unwrap_or(false);
+    let Promoted { winner, tree, deleted, failures } =
+        api.manager.promote(winner.id(), tree, cleanup).await?;
+    let failures: BTreeMap<String, String> =
+        failures.into_iter().map(|(id, error)| (id.to_string(), error.to_string())).collect();
+    Ok(Json(json!({
+        "winner": winner, "tree_id": tree, "deleted": deleted, "failures": failures,
+    })))
+}
+
+async fn request(body: Body, tree: bool) -> Result<ForkRequest, ApiError> {
+    let text = body::text(body).await?;
+    let fields = Fields::parse(&text)?;
     Ok(ForkRequest {
         count: fields.integer("count")?,
         metadata: fields.texts("metadata")?,
         ttl_seconds: fields.integer("ttl_seconds")?,
         tree,
+        egress: egress::asked(&text)?,
     })
 }
 

@@ -1,11 +1,13 @@
 //! The routes.
 
 mod attach;
+mod egress;
 mod exec;
 mod fork;
 mod fs;
 mod logs;
 mod meta;
+mod ports;
 mod sandboxes;
 mod snapshots;
 mod stream;
@@ -14,24 +16,19 @@ mod templates;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{any, get, post};
+use axum::routing::{any, delete, get, post};
 use axum::{Router, middleware::Next, response::Response};
 
 use crate::error::ApiError;
 use crate::guard::Guard;
-use crate::{Api, access, auth, body, guard};
+use crate::preview::Previews;
+use crate::{Api, access, auth, body, guard, preview};
 
 /// Routes of the contract that this server does not have yet. Named, so that clients hear that
 /// and not that their sandbox is missing.
-const NOT_YET: [&str; 14] = [
-    "/v1/sandboxes/{id}/hibernate",
-    "/v1/sandboxes/{id}/stop",
-    "/v1/sandboxes/{id}/wake",
-    "/v1/sandboxes/{id}/start",
-    "/v1/sandboxes/{id}/promote",
+const NOT_YET: [&str; 8] = [
     "/v1/sandboxes/{id}/repl",
     "/v1/sandboxes/{id}/repl/sessions",
-    "/v1/sandboxes/{id}/preview-token",
     "/v1/sandboxes/{id}/mcp",
     "/v1/sandboxes/{id}/exec/ws",
     "/v1/sandboxes/{id}/exec/pty",
@@ -58,15 +55,26 @@ pub(crate) fn router(api: Api, guard: Guard) -> Router {
         )
         .route("/v1/sandboxes/{id}/pause", post(sandboxes::pause))
         .route("/v1/sandboxes/{id}/resume", post(sandboxes::resume))
+        .route("/v1/sandboxes/{id}/hibernate", post(sandboxes::hibernate))
+        .route("/v1/sandboxes/{id}/stop", post(sandboxes::hibernate))
+        .route("/v1/sandboxes/{id}/wake", post(sandboxes::wake))
+        .route("/v1/sandboxes/{id}/start", post(sandboxes::wake))
         .route("/v1/sandboxes/{id}/fork", post(fork::fork))
         .route("/v1/sandboxes/{id}/fork-tree", post(fork::fork_tree))
+        .route("/v1/sandboxes/{id}/promote", post(fork::promote))
         .route("/v1/sandboxes/{id}/snapshots", post(snapshots::take))
         .route("/v1/snapshots", get(snapshots::list))
         .route("/v1/snapshots/{id}", get(snapshots::get).delete(snapshots::delete))
         .route("/v1/sandboxes/{id}/metrics", get(sandboxes::metrics))
-        .route("/v1/sandboxes/{id}/ports", get(sandboxes::ports))
+        .route("/v1/sandboxes/{id}/ports", get(ports::list).post(ports::expose))
+        .route("/v1/sandboxes/{id}/ports/{port}", delete(ports::close))
+        .route("/v1/sandboxes/{id}/preview-token", post(ports::sign))
+        .route("/v1/sandboxes/{id}/traffic-token", get(ports::traffic).post(ports::rotate))
         .route("/v1/sandboxes/{id}/logs", get(logs::logs))
         .route("/v1/sandboxes/{id}/events", get(logs::events))
+        .route("/v1/events", get(logs::all_events))
+        .route("/v1/sandboxes/{id}/egress", get(egress::get).put(egress::set))
+        .route("/v1/sandboxes/{id}/egress/log", get(egress::log))
         .route("/v1/sandboxes/{id}/exec", post(exec::exec))
         .route("/v1/sandboxes/{id}/exec/stream", post(stream::stream))
         .route("/v1/sandboxes/{id}/exec/attach", post(attach::attach))
@@ -81,9 +89,10 @@ pub(crate) fn router(api: Api, guard: Guard) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(api.clone(), auth::check))
-        .layer(from_fn_with_state(guard, guard::check))
-        .layer(from_fn(sane_head))
+        .layer(from_fn_with_state(guard.clone(), guard::check))
         .layer(from_fn(body::read_small))
+        .layer(from_fn_with_state(Previews::new(api.clone(), guard), preview::front))
+        .layer(from_fn(sane_head))
         .layer(from_fn(access::log))
         .with_state(api)
 }

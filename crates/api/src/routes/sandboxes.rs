@@ -3,31 +3,57 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
+use pandastack_policy::Policy;
 use pandastack_sandbox::{LifecycleChange, NewSandbox};
-use pandastack_types::{Lifecycle, Metrics, SandboxView};
+use pandastack_types::{Lifecycle, Metrics, SandboxView, TtlMode};
 use serde_json::{Value, json};
 
 use super::snapshots;
 use crate::Api;
-use crate::body::Fields;
+use crate::body::{self, Fields};
+use crate::egress;
 use crate::error::ApiError;
 use crate::extract::Target;
+use crate::idempotency;
 
 /// The template of a request that names none.
 const DEFAULT_TEMPLATE: &str = "code-interpreter";
 
+/// Marks an answer that was given before.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
 pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-pub(crate) async fn create(State(api): State<Api>, body: Body) -> Result<Response, ApiError> {
-    let request = new_sandbox(&Fields::read(body).await?)?;
-    let created = api.manager.create(request).await?;
-    let timing = [(SERVER_TIMING, created.stages.server_timing())];
-    Ok((StatusCode::CREATED, timing, Json(created.view)).into_response())
+pub(crate) async fn create(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let key = idempotency::key(&headers)?;
+    let text = body::text(body).await?;
+    let request = new_sandbox(&Fields::parse(&text)?, egress::asked(&text)?)?;
+    let mut timing = None;
+    let made = async {
+        let created = api.manager.create(request).await?;
+        timing = Some([(SERVER_TIMING, created.stages.server_timing())]);
+        let mut answer = serde_json::to_value(&created.view).unwrap_or_default();
+        if let Ok(sandbox) = api.manager.get(created.view.id) {
+            // Once, to whoever made it: everybody else who may know it asks for it.
+            answer["traffic_token"] = super::ports::traffic_token(&api, &sandbox).into();
+        }
+        Ok(answer)
+    };
+    let (answer, again) = match key {
+        Some(key) => api.idempotency.once(key, &text, made).await?,
+        None => (made.await?, false),
+    };
+    let again = again.then_some([(REPLAYED, "true")]);
+    Ok((StatusCode::CREATED, timing, again, Json(answer)).into_response())
 }
 
-fn new_sandbox(fields: &Fields) -> Result<NewSandbox, ApiError> {
+fn new_sandbox(fields: &Fields, egress: Option<Policy>) -> Result<NewSandbox, ApiError> {
     // An empty text or list asks for nothing.
     if fields.value("volumes").is_some_and(|value| *value != json!([])) {
         let text = "volumes is not supported by this server yet";
@@ -45,11 +71,27 @@ fn new_sandbox(fields: &Fields) -> Result<NewSandbox, ApiError> {
         template,
         cpu: fields.integer("cpu")?.or(fields.integer("vcpus")?),
         memory_mb: fields.integer("memory_mb")?,
+        disk_mb: disk_mb(fields)?,
         metadata: fields.texts("metadata")?,
         ttl_seconds: fields.integer("ttl_seconds")?,
+        ttl_mode: ttl_mode(fields)?.unwrap_or_default(),
         persistent: fields.flag("persistent")?.unwrap_or(false),
+        idle_timeout: fields.integer("idle_timeout")?,
         from_snapshot,
+        egress,
     })
+}
+
+/// Older clients count the disk in GiB.
+fn disk_mb(fields: &Fields) -> Result<Option<i64>, ApiError> {
+    let legacy = fields.integer("disk_gb")?.map(|gb| gb.saturating_mul(1024));
+    Ok(fields.integer("disk_mb")?.or(legacy))
+}
+
+fn ttl_mode(fields: &Fields) -> Result<Option<TtlMode>, ApiError> {
+    let Some(text) = fields.text("ttl_mode")? else { return Ok(None) };
+    let refused = |()| ApiError::bad_request("ttl_mode must be wall or idle");
+    text.parse().map(Some).map_err(refused)
 }
 
 pub(crate) async fn list(State(api): State<Api>) -> Json<Vec<SandboxView>> {
@@ -76,10 +118,14 @@ pub(crate) async fn change_lifecycle(
     let fields = Fields::read(body).await?;
     let change = LifecycleChange {
         ttl_seconds: fields.integer("ttl_seconds")?,
+        ttl_mode: ttl_mode(&fields)?,
         persistent: fields.flag("persistent")?,
+        idle_timeout: fields.integer("idle_timeout")?,
     };
     if change == LifecycleChange::default() {
-        return Err(ApiError::bad_request("ttl_seconds or persistent is required"));
+        return Err(ApiError::bad_request(
+            "ttl_seconds, ttl_mode, persistent or idle_timeout is required",
+        ));
     }
     Ok(Json(sandbox.change(change).await?))
 }
@@ -94,16 +140,18 @@ pub(crate) async fn resume(Target(sandbox): Target) -> Result<StatusCode, ApiErr
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(crate) async fn metrics(Target(sandbox): Target) -> Result<Json<Metrics>, ApiError> {
-    Ok(Json(sandbox.metrics()?))
+pub(crate) async fn hibernate(Target(sandbox): Target) -> Result<Json<Value>, ApiError> {
+    sandbox.hibernate().await?;
+    Ok(Json(json!({ "status": "hibernated" })))
 }
 
-/// What listens in the guest. Nothing leads there from outside yet, hence no address.
-pub(crate) async fn ports(Target(sandbox): Target) -> Result<Json<Vec<Value>>, ApiError> {
-    let ports = sandbox.ports().await?.into_iter().map(
-        |port| json!({ "port": port, "listening": true, "source": "detected", "proxy_url": "" }),
-    );
-    Ok(Json(ports.collect()))
+pub(crate) async fn wake(Target(sandbox): Target) -> Result<Json<Value>, ApiError> {
+    sandbox.wake().await?;
+    Ok(Json(json!({ "status": "running" })))
+}
+
+pub(crate) async fn metrics(Target(sandbox): Target) -> Result<Json<Metrics>, ApiError> {
+    Ok(Json(sandbox.metrics()?))
 }
 
 #[cfg(test)]
@@ -111,7 +159,8 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<NewSandbox, ApiError> {
-        new_sandbox(&Fields::parse(text.as_bytes()).unwrap())
+        let text = text.as_bytes();
+        new_sandbox(&Fields::parse(text).unwrap(), egress::asked(text)?)
     }
 
     #[test]
@@ -124,6 +173,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!((full.cpu, full.memory_mb), (Some(2), Some(1024)));
+        assert_eq!(full.disk_mb, Some(9 * 1024));
+        assert_eq!(read(r#"{"disk_mb":1,"disk_gb":9}"#).unwrap().disk_mb, Some(1));
+        assert!(read(&format!(r#"{{"disk_gb":{}}}"#, i64::MIN)).unwrap().disk_mb < Some(0));
         assert_eq!((full.ttl_seconds, full.persistent), (Some(300), true));
         assert_eq!(full.metadata["a"], "b");
     }
@@ -152,6 +204,8 @@ mod tests {
             r#"{"from_snapshot":1}"#,
             r#"{"cpu":"2"}"#,
             r#"{"memory_mb":1.5}"#,
+            r#"{"disk_mb":"9"}"#,
+            r#"{"disk_gb":0.5}"#,
             r#"{"ttl_seconds":9223372036854775808}"#,
             r#"{"metadata":{"a":1}}"#,
             r#"{"metadata":[]}"#,

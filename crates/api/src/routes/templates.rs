@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::extract::Segment;
 
 pub(crate) async fn list(State(api): State<Api>) -> Json<Vec<TemplateView>> {
-    Json(api.manager.templates().list())
+    Json(api.manager.template_views())
 }
 
 /// By name or alias.
@@ -22,8 +22,7 @@ pub(crate) async fn get(
         view.name == *name || view.aliases.contains(name)
     };
     let name: Option<TemplateName> = name.parse().ok();
-    let view = name.and_then(|name| {
-        api.manager.templates().list().into_iter().find(|view| named(view, &name))
-    });
+    let view = name
+        .and_then(|name| api.manager.template_views().into_iter().find(|view| named(view, &name)));
     view.map(Json).ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "template not found"))
 }

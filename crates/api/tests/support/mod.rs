@@ -4,6 +4,8 @@
 #[path = "../../../sandbox/tests/support/mod.rs"]
 pub mod world;
 
+pub mod guests;
+
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -67,7 +69,7 @@ impl Server {
         let key = keys.mint("test").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let api = Api::new(world.manager.clone(), keys.clone(), options);
+        let api = Api::new(world.manager.clone(), keys.clone(), options).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(serve(listener, api, async move {
             let _ = stopped.await;

@@ -274,7 +274,13 @@ impl Connection {
                     frame.credit().ok_or_else(|| AgentError::protocol("a malformed credit"))?;
                 self.cell(frame.stream).ok_or_else(unknown)?.grant(credit)
             }
-            Kind::Hello | Kind::Welcome | Kind::Request | Kind::Eof | Kind::Reset => {
+            Kind::Ready => self.cell(frame.stream).ok_or_else(unknown)?.ready(),
+            Kind::Eof => {
+                let (channel, _) =
+                    frame.channel().ok_or_else(|| AgentError::protocol("an unknown channel"))?;
+                self.cell(frame.stream).ok_or_else(unknown)?.eof(channel)
+            }
+            Kind::Hello | Kind::Welcome | Kind::Request | Kind::Reset => {
                 Err(AgentError::protocol("a frame that only a host sends"))
             }
         }

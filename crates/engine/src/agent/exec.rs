@@ -88,7 +88,7 @@ impl ExecSession {
             Ok(Event::Data(Channel::Stdout, bytes)) => return Ok(Some(ExecEvent::Stdout(bytes))),
             Ok(Event::Data(_, bytes)) => return Ok(Some(ExecEvent::Stderr(bytes))),
             Ok(Event::End(Ok(Reply::Exited(status)))) => Ok(Some(ExecEvent::Exit(status))),
-            Ok(Event::End(Ok(_))) => Err(unexpected()),
+            Ok(Event::End(Ok(_)) | Event::Ready | Event::Eof) => Err(unexpected()),
             Ok(Event::End(Err(failure))) => Err(failure.into()),
             Err(error) => Err(error),
         };

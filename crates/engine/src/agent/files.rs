@@ -59,6 +59,7 @@ impl FileReader {
                     _ => Err(unexpected()),
                 }
             }
+            Event::Ready | Event::Eof => Err(unexpected()),
         }
     }
 }
@@ -114,6 +115,7 @@ pub(super) async fn list(link: &Arc<Link>, path: &str) -> Result<Vec<DirEntry>, 
             Event::End(outcome) => {
                 return listed(outcome, entries);
             }
+            Event::Ready | Event::Eof => return Err(unexpected()),
         }
     }
 }

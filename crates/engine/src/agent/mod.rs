@@ -9,6 +9,7 @@
 //! the agent does not. Dropping the future or the object of an operation cancels it in the guest.
 
 mod connection;
+mod dial;
 mod error;
 mod exec;
 mod files;
@@ -22,6 +23,7 @@ use pandastack_proto::{Reply, Request};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+pub use dial::GuestStream;
 pub use error::AgentError;
 pub use exec::{ExecEvent, ExecOutput, ExecSession, ExecStdin, MAX_RUN_OUTPUT};
 pub use files::{FileReader, FileWriter, MAX_LIST_BYTES, MAX_LIST_ENTRIES};
@@ -200,6 +202,11 @@ impl AgentClient {
         }
     }
 
+    /// Connects to a TCP port of the guest's own loopback. Returns when the connection is made.
+    pub async fn dial(&self, port: u16) -> Result<GuestStream, AgentError> {
+        GuestStream::open(&self.link, port).await
+    }
+
     /// The guest's own measurements.
     pub async fn stats(&self) -> Result<Stats, AgentError> {
         match self.call(Request::Stats).await? {
@@ -247,7 +254,7 @@ async fn reply(handle: &Handle) -> Result<Reply, AgentError> {
 async fn reply_within(handle: &Handle, deadline: Duration) -> Result<Reply, AgentError> {
     match event_within(handle, deadline).await? {
         Event::End(outcome) => Ok(outcome?),
-        Event::Data(..) => Err(unexpected()),
+        Event::Data(..) | Event::Ready | Event::Eof => Err(unexpected()),
     }
 }
 

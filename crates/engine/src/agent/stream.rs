@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use pandastack_proto::{Channel, Outcome, RecvWindow, SendWindow, plain_prefix};
@@ -18,8 +19,12 @@ use super::connection::Link;
 /// What a stream brings.
 #[derive(Debug)]
 pub(super) enum Event {
+    /// The connection that the stream is for is made.
+    Ready,
     /// Raw bytes of a channel.
     Data(Channel, Bytes),
+    /// The guest's side of the connection has ended.
+    Eof,
     /// The reply: the last event.
     End(Outcome),
 }
@@ -35,9 +40,28 @@ pub(super) struct Cell {
     writable: Notify,
 }
 
+/// How far the connection is that a stream is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Progress {
+    #[default]
+    Asked,
+    Ready,
+    Ended,
+}
+
+/// What waits in a stream.
+enum Arrived {
+    Data(Channel, Bytes),
+    /// Never more than one of each, so they need no window.
+    Progress(Progress),
+}
+
 #[derive(Default)]
 struct State {
-    inbox: VecDeque<(Channel, Bytes)>,
+    inbox: VecDeque<Arrived>,
+    progress: Progress,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
     recv: RecvWindow,
     send: SendWindow,
     /// Set once: the reply, or why there will be none.
@@ -61,28 +85,74 @@ impl Cell {
             return Err(AgentError::protocol("data on a channel that the stream does not have"));
         }
         let mut state = self.lock();
+        if channel == Channel::Tcp && state.progress != Progress::Ready {
+            return Err(AgentError::protocol("data outside of a connection"));
+        }
         state.recv.take(bytes.len())?;
         if !state.abandoned {
             // A copy of its own, so that a short frame does not pin a whole read buffer.
-            state.inbox.push_back((channel, Bytes::copy_from_slice(bytes)));
-            drop(state);
-            self.readable.notify_waiters();
+            self.put(state, Arrived::Data(channel, Bytes::copy_from_slice(bytes)));
         }
         Ok(())
     }
 
+    /// A READY frame arrived.
+    pub(super) fn ready(&self) -> Result<(), AgentError> {
+        self.advance(Progress::Asked, Progress::Ready)
+    }
+
+    /// An EOF frame arrived.
+    pub(super) fn eof(&self, channel: Channel) -> Result<(), AgentError> {
+        if channel != Channel::Tcp {
+            return Err(AgentError::protocol("the end of a channel that has none"));
+        }
+        self.advance(Progress::Ready, Progress::Ended)
+    }
+
+    fn advance(&self, from: Progress, to: Progress) -> Result<(), AgentError> {
+        let mut state = self.lock();
+        if !self.accepts.contains(&Channel::Tcp) || state.progress != from {
+            return Err(AgentError::protocol("a connection that goes backwards"));
+        }
+        state.progress = to;
+        if !state.abandoned {
+            self.put(state, Arrived::Progress(to));
+        }
+        Ok(())
+    }
+
+    fn put(&self, mut state: MutexGuard<'_, State>, arrived: Arrived) {
+        state.inbox.push_back(arrived);
+        wake(state.reader.take());
+        drop(state);
+        self.readable.notify_waiters();
+    }
+
     /// A CREDIT frame arrived.
     pub(super) fn grant(&self, credit: u32) -> Result<(), AgentError> {
-        self.lock().send.grant(credit)?;
+        let mut state = self.lock();
+        state.send.grant(credit)?;
+        wake(state.writer.take());
+        drop(state);
         self.writable.notify_waiters();
         Ok(())
     }
 
     /// The reply arrived, or the connection ended.
     pub(super) fn finish(&self, end: Result<Outcome, AgentError>) {
-        self.lock().end.get_or_insert(end);
+        let mut state = self.lock();
+        state.end.get_or_insert(end);
+        wake(state.reader.take());
+        wake(state.writer.take());
+        drop(state);
         self.readable.notify_waiters();
         self.writable.notify_waiters();
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
@@ -106,11 +176,20 @@ impl Handle {
         }
     }
 
+    /// The same, for one task at a time.
+    pub(super) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<Result<Event, AgentError>> {
+        // Before the look, so that nothing arrives in between.
+        self.cell.lock().reader = Some(cx.waker().clone());
+        self.take().map_or(Poll::Pending, Poll::Ready)
+    }
+
     fn take(&self) -> Option<Result<Event, AgentError>> {
         let mut state = self.cell.lock();
-        let Some((channel, bytes)) = state.inbox.pop_front() else {
-            let end = state.end.clone()?;
-            return Some(end.map(Event::End));
+        let (channel, bytes) = match state.inbox.pop_front() {
+            Some(Arrived::Data(channel, bytes)) => (channel, bytes),
+            Some(Arrived::Progress(Progress::Ended)) => return Some(Ok(Event::Eof)),
+            Some(Arrived::Progress(_)) => return Some(Ok(Event::Ready)),
+            None => return state.end.clone().map(|end| end.map(Event::End)),
         };
         let credit = state.recv.release(bytes.len()).filter(|_| state.end.is_none());
         drop(state);
@@ -144,6 +223,34 @@ impl Handle {
             }
         }
         Ok(())
+    }
+
+    /// Sends the beginning of `bytes`, as much as credit allows, for one task at a time. An error
+    /// when the stream has ended.
+    pub(super) fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        channel: Channel,
+        bytes: &[u8],
+    ) -> Poll<Result<usize, AgentError>> {
+        let mut state = self.cell.lock();
+        match &state.end {
+            Some(Ok(Err(failure))) => return Poll::Ready(Err(failure.clone().into())),
+            Some(Ok(Ok(_))) => return Poll::Ready(Err(AgentError::Closed)),
+            Some(Err(error)) => return Poll::Ready(Err(error.clone())),
+            None => {}
+        }
+        let len = plain_prefix(&bytes[..bytes.len().min(state.send.allowance())]);
+        if len == 0 && !bytes.is_empty() {
+            state.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if len > 0 {
+            state.send.spend(len);
+            drop(state);
+            self.link.data(self.id, channel, &bytes[..len])?;
+        }
+        Poll::Ready(Ok(len))
     }
 
     /// Ends a channel towards the agent.

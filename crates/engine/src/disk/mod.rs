@@ -18,7 +18,10 @@ mod ext4;
 mod qcow2;
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
+
+use pandastack_vmm::disk::merge;
 
 use crate::error::{EngineError, file_error};
 use crate::{files, sparse};
@@ -31,6 +34,9 @@ pub(crate) const DISK: &str = "disk";
 /// Most layers of a disk. Each costs a machine's process descriptors and a lookup per read of a
 /// block that was written long ago.
 pub(crate) const MAX_LAYERS: usize = 64;
+
+/// So many layers of a bake are made one.
+const FLATTEN_AT: usize = 16;
 
 /// The file of a machine's top layer.
 const TOP: &str = "disk.qcow2";
@@ -55,6 +61,25 @@ pub(crate) fn layer_name(index: usize) -> String {
 fn layers_in(dir: &Path) -> Vec<PathBuf> {
     let paths = (0..MAX_LAYERS).map(|index| dir.join(layer_name(index)));
     paths.take_while(|path| path.exists()).collect()
+}
+
+/// Makes one of the frozen layers in the directory of a bake of a disk of `bytes`, if there are so
+/// many that machines made of it, and bakes of those, would soon have too many. Takes as long as
+/// copying what they hold. Blocks.
+pub(crate) fn flatten(dir: &Path, bytes: u64) -> Result<(), EngineError> {
+    let layers = layers_in(dir);
+    if layers.len() < FLATTEN_AT {
+        return Ok(());
+    }
+    let files = layers.iter().map(|layer| files::open(layer)).collect::<Result<_, _>>()?;
+    let merged = dir.join(SPARE);
+    let into = new_layer(&merged, bytes)?;
+    merge(files, into, bytes)
+        .map_err(|e| file_error("write", &merged, io::Error::other(e.to_string())))?;
+    for layer in &layers {
+        fs::remove_file(layer).map_err(|e| file_error("remove", layer, e))?;
+    }
+    fs::rename(&merged, &layers[0]).map_err(|e| file_error("rename", &merged, e))
 }
 
 /// Makes an empty top layer for a disk of `bytes` in the directory of a machine.
@@ -194,6 +219,23 @@ mod tests {
         drop((bake, dir));
         assert_eq!(layers_in(other.path()).len(), copy.frozen().len());
         assert_eq!(fs::read(other.path().join(DISK)).unwrap(), b"base");
+    }
+
+    #[test]
+    fn many_layers_of_a_bake_become_one() {
+        let (bake, dir) = (bake(), tempfile::tempdir().unwrap());
+        fs::write(bake.path().join(DISK), vec![0; 1 << 20]).unwrap();
+        let (mut disk, _) = Disk::create(bake.path(), dir.path(), 1 << 20).unwrap();
+        for left in (1..=FLATTEN_AT).rev() {
+            flatten(dir.path(), 1 << 20).unwrap();
+            assert_eq!(layers_in(dir.path()).len(), FLATTEN_AT - left);
+            disk.spare().unwrap();
+            disk.freeze().unwrap();
+        }
+        flatten(dir.path(), 1 << 20).unwrap();
+        assert_eq!(layers_in(dir.path()).len(), 1);
+        assert!(!dir.path().join(SPARE).exists());
+        Disk::create(dir.path(), tempfile::tempdir().unwrap().path(), 1 << 20).unwrap();
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::client::{Attached, Over, RECORD, attach};
 use super::files::Files;
 use super::fork::Copy;
 use super::manifest::{Manifest, WORKING_SET};
-use super::monitor::{Host, Monitor, launch};
+use super::monitor::{Host, Monitor, Ways, launch};
 use super::restore::restore;
 use super::snapshot::{blocking, new_file, pagemap, save_machine};
 use crate::agent::{AgentClient, Identity};
@@ -57,10 +57,10 @@ pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
     // The memory of a machine is nobody else's to read.
     set_mode(out, 0o700)?;
     (job.log)("booting the guest");
-    disk::make_ext4(&out.join(DISK), job.image.disk_mb).await?;
-    let (monitor, agent) = boot(job, out).await?;
+    disk::make_ext4(&out.join(DISK), job.size.disk_mb).await?;
+    let (monitor, ways) = boot(job, out).await?;
     let saved = async {
-        warm_up(job, &monitor, agent, begin).await?;
+        warm_up(job, &monitor, ways.agent, begin).await?;
         (job.log)(&format!("frozen after {} ms", begin.elapsed().as_millis()));
         (job.log)("writing the memory");
         save_machine(&monitor, out, (Role::Memory, MEMORY)).await
@@ -78,7 +78,7 @@ pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
 }
 
 /// Starts a monitor with the image's kernel. Nothing runs yet.
-async fn boot(job: &Job<'_>, out: &Path) -> Result<(Monitor, UnixStream), EngineError> {
+async fn boot(job: &Job<'_>, out: &Path) -> Result<(Monitor, Ways), EngineError> {
     let image = job.image;
     let disk = open_rw(&out.join(DISK))?;
     let [root, kernel, initrd] = [open(&image.root)?, open(&image.kernel)?, open(&image.initrd)?];
@@ -135,8 +135,8 @@ async fn train(job: &Job<'_>, out: &Path) -> Result<bool, EngineError> {
     let trained = async {
         let files = Files::open(&bake)?;
         let machine = restore(job.host, &bake, &files, &dir, &name).await?;
-        let Copy { monitor, agent, body: _ } = machine;
-        match rehearse_first_steps(job, &monitor, agent, out).await {
+        let Copy { monitor, ways, body: _ } = machine;
+        match rehearse_first_steps(job, &monitor, ways.agent, out).await {
             Ok(recorded) => {
                 monitor.process.end().await;
                 Ok(recorded)

@@ -10,11 +10,14 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::wire;
+
 /// The server's ends.
 pub(super) struct Ours {
     pub complaints: OwnedFd,
     pub control: OwnedFd,
     pub agent: UnixStream,
+    pub net: OwnedFd,
 }
 
 /// The machine's ends.
@@ -23,6 +26,8 @@ pub(super) struct Theirs {
     pub complaints: OwnedFd,
     pub control: OwnedFd,
     pub agent: OwnedFd,
+    /// Frames of its network device.
+    pub net: OwnedFd,
 }
 
 /// Makes both.
@@ -30,9 +35,11 @@ pub(super) fn open() -> io::Result<(Ours, Theirs)> {
     let (agent, their_agent) = UnixStream::pair()?;
     let (complaints, their_complaints) = pipe_with(PipeFlags::CLOEXEC)?;
     let (control, their_control) = control()?;
-    let ours = Ours { complaints, control, agent };
+    let (net, their_net) = wire::open()?;
+    let ours = Ours { complaints, control, agent, net };
     let agent = their_agent.into();
-    Ok((ours, Theirs { complaints: their_complaints, control: their_control, agent }))
+    let (complaints, control, net) = (their_complaints, their_control, their_net);
+    Ok((ours, Theirs { complaints, control, agent, net }))
 }
 
 /// A control socket: the server's end, which does not block, and the monitor's, which does.

@@ -75,7 +75,7 @@ mod tests {
     use crate::disk::DISK;
 
     fn bake(dir: &Path) -> Bake {
-        let size = Size::new(1, 128).unwrap();
+        let size = Size::new(1, 128, 256).unwrap();
         for name in [STATE, DIFF, DISK, WORKING_SET] {
             fs::write(dir.join(name), name).unwrap();
         }
@@ -85,7 +85,6 @@ mod tests {
             kernel: dir.join("kernel"),
             initrd: dir.join("initrd"),
             root: dir.join(DISK),
-            disk_mb: 64,
             preload: Vec::new(),
             warm_up: Vec::new(),
             digest: String::new(),
@@ -129,7 +128,7 @@ mod tests {
     fn a_bake_of_another_size_is_not_restored() {
         let dir = tempfile::tempdir().unwrap();
         let bake = bake(dir.path());
-        for size in [Size::new(2, 128), Size::new(1, 256)] {
+        for size in [Size::new(2, 128, 256), Size::new(1, 256, 256)] {
             assert_eq!(damaged_file(&Bake { size: size.unwrap(), ..bake.clone() }), STATE);
         }
         // A manifest that agrees with itself, and not with the memory.

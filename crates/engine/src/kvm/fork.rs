@@ -20,16 +20,15 @@ use std::time::{Duration, Instant};
 
 use pandastack_jail::{Cgroup, Child};
 use pandastack_vmm::control::{Fork, Reply, Request, Role, Stages};
-use tokio::net::UnixStream;
 
 use super::channels::{self, Theirs};
 use super::client::{Attached, Awaited, Client, FORK, attach, unexpected};
 use super::files::Files;
 use super::laps::Laps;
-use super::monitor::{Host, Monitor};
+use super::monitor::{Host, Monitor, Ways};
 use super::snapshot::blocking;
 use crate::disk::{self, Disk};
-use crate::process::{Complaints, Process, into_tokio};
+use crate::process::{Complaints, Process};
 use crate::{Bake, EngineError, files};
 
 /// What the machines of one bake have in common.
@@ -146,7 +145,7 @@ pub(super) struct Cradle {
     client: Client,
     /// What the copy says first.
     birth: Awaited,
-    agent: UnixStream,
+    ways: Ways,
     theirs: Theirs,
     top: File,
     group: Option<Arc<Cgroup>>,
@@ -174,7 +173,7 @@ impl Cradle {
             complaints: Complaints::collect(ours.complaints)?,
             birth: client.expect(),
             client,
-            agent: into_tokio(ours.agent)?,
+            ways: Ways::new(ours.agent, ours.net)?,
             theirs,
             top: disk::new_top(dir, bytes)?,
             group,
@@ -190,10 +189,12 @@ impl Cradle {
     }
 
     fn attached(&self) -> Attached<'_> {
-        let mut to = Attached::new();
-        to.push((Role::Control, self.theirs.control.as_fd()));
-        to.push((Role::Complaints, self.theirs.complaints.as_fd()));
-        to.push((Role::Agent, self.theirs.agent.as_fd()));
+        let mut to: Attached<'_> = vec![
+            (Role::Control, self.theirs.control.as_fd()),
+            (Role::Complaints, self.theirs.complaints.as_fd()),
+            (Role::Agent, self.theirs.agent.as_fd()),
+            (Role::Net, self.theirs.net.as_fd()),
+        ];
         attach(&mut to, Role::Top, [&self.top]);
         attach(&mut to, Role::Group, &self.joins);
         attach(&mut to, Role::KeeperGroup, &self.leaves);
@@ -213,7 +214,7 @@ impl Cradle {
         match monitor.client.answer(self.birth, FORK).await.map(|said| said.body) {
             Ok(Reply::Born(stages)) => {
                 laps.lap_of(&stages, "birth");
-                Ok(Copy { monitor, agent: self.agent, body: Body::of_copy(disk, child) })
+                Ok(Copy { monitor, ways: self.ways, body: Body::of_copy(disk, child) })
             }
             Ok(other) => Err(monitor.explain(unexpected(&other)).await),
             Err(error) => Err(monitor.explain(error).await),
@@ -224,8 +225,8 @@ impl Cradle {
 /// A new process that stands where its source stood, with what makes it a machine.
 pub(super) struct Copy {
     pub monitor: Monitor,
-    /// The way to the guest's agent.
-    pub agent: UnixStream,
+    /// The ways into its guest.
+    pub ways: Ways,
     pub body: Body,
 }
 

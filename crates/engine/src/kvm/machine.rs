@@ -1,5 +1,7 @@
 //! A machine of the kvm engine: what is done to it, one thing at a time, each to its end.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +23,8 @@ use crate::{EngineError, Exit, Forked, Machine, Stages, Usage};
 pub(super) struct KvmMachine {
     controls: Arc<Controls>,
     life: Life,
+    /// The gateway's end of the network device.
+    net: OwnedFd,
 }
 
 /// What a machine is controlled through.
@@ -36,14 +40,14 @@ impl KvmMachine {
     /// Takes over a monitor with a machine, and watches over it from now on. `original` is the
     /// agent of the machine that it was copied from.
     pub fn adopt(family: Arc<Family>, copy: Copy, original: Option<&AgentClient>) -> Self {
-        let Copy { monitor: Monitor { process, client }, agent: stream, body } = copy;
+        let Copy { monitor: Monitor { process, client }, ways, body } = copy;
         let agent = match original {
-            Some(original) => AgentClient::connect_copy(stream, original),
-            None => AgentClient::connect(stream),
+            Some(original) => AgentClient::connect_copy(ways.agent, original),
+            None => AgentClient::connect(ways.agent),
         };
         let life = Life::watch(process, last_words(client.over()));
         let controls = Controls { family, client, agent, body: Mutex::new(body) };
-        Self { controls: Arc::new(controls), life }
+        Self { controls: Arc::new(controls), life, net: ways.net }
     }
 }
 
@@ -149,6 +153,10 @@ impl Machine for KvmMachine {
 
     fn pid(&self) -> u32 {
         self.life.pid()
+    }
+
+    fn network(&self) -> io::Result<OwnedFd> {
+        self.net.try_clone()
     }
 
     fn set_background(&self, background: bool) {

@@ -95,7 +95,7 @@ impl KvmEngine {
     /// Proves that guests run here, by running one of a few instructions in a jailed monitor. A
     /// host that is itself emulated takes a second or more.
     pub async fn prove(&self) -> Result<(), EngineError> {
-        let smallest = Size { cpu: 1, memory_mb: Size::MIN_MEMORY_MB };
+        let smallest = Size { cpu: 1, memory_mb: Size::MIN_MEMORY_MB, disk_mb: Size::DISK_STEP_MB };
         let name = format!("prove-{}", std::process::id());
         let monitor = launch(&self.host, &name, smallest).await?.monitor;
         let with = vec![(Role::Kvm, self.host.kvm.as_fd())];
@@ -164,6 +164,10 @@ impl Engine for KvmEngine {
     fn clear(&self, machine: &str) {
         self.host.cgroups.remove(machine);
     }
+
+    async fn settled(&self) {
+        crate::process::settled().await;
+    }
 }
 
 /// Content address of a bake: everything that its files depend on.
@@ -173,7 +177,7 @@ fn key(image: &str, size: Size, monitor: &str, processor: &str, tsc_khz: u64) ->
         "kvm",
         &manifest::FORMAT.to_string(),
         image,
-        &format!("{} vCPUs, {} MiB", size.cpu, size.memory_mb),
+        &size.to_string(),
         // Devices, boot and the form of the state are the monitor's.
         monitor,
         processor,
@@ -192,7 +196,8 @@ mod tests {
 
     #[test]
     fn a_key_stands_for_everything_that_a_bake_depends_on() {
-        let size = |cpu, memory| Size::new(cpu, memory).unwrap();
+        let size = |cpu, memory| Size::new(cpu, memory, 2048).unwrap();
+        let wide = Size::new(1, 512, 4096).unwrap();
         let base = key("image", size(1, 512), "monitor", "amd", 2_000_000);
         assert_eq!(base.len(), 32);
         assert_eq!(base, key("image", size(1, 512), "monitor", "amd", 2_000_000));
@@ -200,6 +205,7 @@ mod tests {
             key("other", size(1, 512), "monitor", "amd", 2_000_000),
             key("image", size(2, 512), "monitor", "amd", 2_000_000),
             key("image", size(1, 1024), "monitor", "amd", 2_000_000),
+            key("image", wide, "monitor", "amd", 2_000_000),
             key("image", size(1, 512), "newer", "amd", 2_000_000),
             key("image", size(1, 512), "monitor", "intel", 2_000_000),
             key("image", size(1, 512), "monitor", "amd", 2_100_000),

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 
 use pandastack_jail::{Cgroup, CgroupLimits, Cgroups, Confine, Filter, Program};
@@ -16,8 +17,8 @@ use super::channels;
 use super::client::{Attached, Client, START};
 use super::runtime::{MONITOR, Runtime};
 use crate::EngineError;
-use crate::jail_root::KEEPER;
 use crate::process::{self, Complaints, Process, c_string, into_tokio};
+use pandastack_jail::root::KEEPER;
 
 /// What every machine of one engine shares.
 pub(super) struct Host {
@@ -42,11 +43,27 @@ pub(super) struct Monitor {
     pub client: Client,
 }
 
-/// A monitor that has no machine yet, and both ends of the stream to its agent.
+/// A monitor that has no machine yet, and both ends of the ways into its guest.
 pub(super) struct Idle {
     pub monitor: Monitor,
-    agent: UnixStream,
+    ways: Ways,
     their_agent: OwnedFd,
+    their_net: OwnedFd,
+}
+
+/// The server's ends of the ways into a guest.
+pub(super) struct Ways {
+    /// The stream to its agent.
+    pub agent: UnixStream,
+    /// Frames of its network device.
+    pub net: OwnedFd,
+}
+
+impl Ways {
+    /// Must be called inside a Tokio runtime.
+    pub fn new(agent: StdUnixStream, net: OwnedFd) -> Result<Self, EngineError> {
+        Ok(Self { agent: into_tokio(agent)?, net })
+    }
 }
 
 /// Jails and starts a monitor. `name` is that of its control group.
@@ -75,27 +92,30 @@ pub(super) async fn launch(host: &Host, name: &str, size: Size) -> Result<Idle, 
     // From here on dropping it kills the process.
     let process = Process::new(child, Complaints::collect(ours.complaints)?, group);
     let client = Client::new(ours.control).map_err(EngineError::Spawn)?;
-    let agent = into_tokio(ours.agent)?;
-    Ok(Idle { monitor: Monitor { process, client }, agent, their_agent: theirs.agent })
+    let ways = Ways::new(ours.agent, ours.net)?;
+    let (their_agent, their_net) = (theirs.agent, theirs.net);
+    Ok(Idle { monitor: Monitor { process, client }, ways, their_agent, their_net })
 }
 
 impl Idle {
     /// Has the monitor make its machine of the descriptors in `with`. The machine stands still.
-    /// Comes with the way to the guest's agent.
+    /// Comes with the ways into its guest.
     pub async fn start(
         self,
         host: &Host,
         size: Size,
         boot: Option<String>,
         mut with: Attached<'_>,
-    ) -> Result<(Monitor, UnixStream), EngineError> {
-        with.extend([(Role::Kvm, host.kvm.as_fd()), (Role::Agent, self.their_agent.as_fd())]);
+    ) -> Result<(Monitor, Ways), EngineError> {
+        with.push((Role::Kvm, host.kvm.as_fd()));
+        with.push((Role::Agent, self.their_agent.as_fd()));
+        with.push((Role::Net, self.their_net.as_fd()));
         // Sizes have at most 8 vCPUs.
         let cpus = u8::try_from(size.cpu).unwrap_or(u8::MAX);
         let start = Request::Start(Start { cpus, memory_mb: size.memory_mb, boot });
         let started = self.monitor.client.done(start, with, START).await;
         match started {
-            Ok(()) => Ok((self.monitor, self.agent)),
+            Ok(()) => Ok((self.monitor, self.ways)),
             Err(error) => Err(self.monitor.explain(error).await),
         }
     }
@@ -144,9 +164,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_gateway_knows_the_address_of_the_monitors_network_device() {
+        assert_eq!(pandastack_vmm::GUEST_MAC, pandastack_proto::network::GUEST_MAC);
+    }
+
+    #[test]
     fn limits_leave_room_for_every_page_and_its_tables() {
         for memory_mb in [128, 1024, 3072] {
-            let size = Size::new(1, memory_mb).unwrap();
+            let size = Size::new(1, memory_mb, 2048).unwrap();
             let beyond = limits(size).memory_bytes - 2 * size.memory_bytes();
             let tables = size.memory_bytes() / 4096 * 32;
             assert_eq!(beyond, tables + OVERHEAD_BYTES);

@@ -20,15 +20,14 @@ pub(super) async fn restore(
     dir: &Path,
     group: &str,
 ) -> Result<Copy, EngineError> {
-    let bytes = u64::from(bake.image.disk_mb) << 20;
-    let (disk, top) = Disk::create(&bake.dir, dir, bytes)?;
+    let (disk, top) = Disk::create(&bake.dir, dir, bake.size.disk_bytes())?;
     let idle = launch(host, group, bake.size).await?;
     names::note_pid(dir, idle.monitor.process.pid())?;
     let mut with = files.attached();
     attach(&mut with, Role::Disk, [disk.base()]);
     attach(&mut with, Role::Layer, disk.frozen());
     attach(&mut with, Role::Top, [&top]);
-    let (monitor, agent) = idle.start(host, bake.size, None, with).await?;
+    let (monitor, ways) = idle.start(host, bake.size, None, with).await?;
     let body = Body::new(disk, monitor.process.child().clone());
-    Ok(Copy { monitor, agent, body })
+    Ok(Copy { monitor, ways, body })
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Parts;
 use crate::EngineError;
-use crate::jail_root::{self, KEEPER};
+use pandastack_jail::root::{self, KEEPER};
 
 /// The monitor, in the jail.
 pub(super) const MONITOR: &str = "/panda-vmm";
@@ -25,9 +25,9 @@ impl Runtime {
         let [keeper, monitor] = [parts.keeper, parts.monitor].map(blake3::hash);
         let digest = monitor.to_hex()[..16].to_owned();
         let root = dir.join(format!("vmm-{digest}-{}", &keeper.to_hex()[..8]));
-        jail_root::publish(dir, &root, |staging| {
-            jail_root::place(staging, KEEPER, parts.keeper, jail_root::UNREADABLE)?;
-            jail_root::place(staging, MONITOR, parts.monitor, jail_root::READABLE)
+        root::publish(dir, &root, |staging| {
+            root::place(staging, KEEPER, parts.keeper, root::UNREADABLE)?;
+            root::place(staging, MONITOR, parts.monitor, root::READABLE)
         })?;
         Ok(Self { root, digest })
     }

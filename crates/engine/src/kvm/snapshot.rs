@@ -20,12 +20,15 @@ use super::manifest::WORKING_SET;
 use super::monitor::Monitor;
 use crate::error::file_error;
 use crate::files::{DIFF, MEMORY, STATE};
-use crate::{EngineError, sparse};
+use crate::{EngineError, disk, sparse};
 
 /// Writes the copy into the existing empty directory `out`.
 pub(super) async fn save(family: &Family, copy: &Copy, out: &Path) -> Result<(), EngineError> {
     save_machine(&copy.monitor, out, (Role::Diff, DIFF)).await?;
-    copy.body.disk.link_into(out)?;
+    let disk = &copy.body.disk;
+    disk.link_into(out)?;
+    let (to, bytes) = (out.to_owned(), disk.bytes());
+    blocking(move || disk::flatten(&to, bytes)).await?;
     let base = family.bake.dir.join(MEMORY);
     let target = out.join(MEMORY);
     match sparse::share(&base, &target) {

@@ -11,7 +11,7 @@
 //! ```
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
 use pandastack_jail::{Cgroup, Child};
@@ -24,6 +24,32 @@ use crate::{Exit, Usage};
 /// How long to listen to a process that is gone. What it said last is in a socket that ends with
 /// it, unless a fork that is being born holds the other end a moment longer.
 const LISTENING: Duration = Duration::from_secs(1);
+
+/// How many processes are watched over: those that run, and those that have ended and are being
+/// cleaned up after.
+static WATCHED: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+
+/// Resolves when nothing is left of any machine, its control group included.
+pub(crate) async fn settled() {
+    // The sender is never dropped.
+    let _ = WATCHED.subscribe().wait_for(|watched| *watched == 0).await;
+}
+
+/// Counts one.
+struct Watched;
+
+impl Watched {
+    fn new() -> Self {
+        WATCHED.send_modify(|watched| *watched += 1);
+        Self
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        WATCHED.send_modify(|watched| *watched -= 1);
+    }
+}
 
 /// A process that is watched over. Dropping it kills the process.
 pub(crate) struct Life {
@@ -46,7 +72,9 @@ impl Life {
         let group = process.group.as_ref().map(Arc::downgrade).unwrap_or_default();
         let child = process.child.clone();
         let life = Self { child, exit, killed: killed.clone(), group };
+        let watched = Watched::new();
         tokio::spawn(async move {
+            let _watched = watched;
             let heard = watch_for_the_end(&process, &killed, last_words).await;
             let exit = match heard {
                 _ if killed.load(Ordering::SeqCst) => Exit::Killed,
@@ -210,5 +238,7 @@ mod tests {
         let (mut process, child) = sleeper();
         drop(watch(child, ready(None)));
         assert!(!process.wait().unwrap().success());
+        // Other tests of this process have machines as well, but none for long.
+        timeout(Duration::from_secs(20), settled()).await.unwrap();
     }
 }

@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use crate::error::{EngineError, ErrorChain};
 
 pub(crate) use self::complaints::Complaints;
-pub(crate) use self::life::Life;
+pub(crate) use self::life::{Life, settled};
 pub(crate) use self::limits::{of_group, rlimits};
 
 /// An empty control group this old belongs to nobody: machines join theirs within milliseconds.

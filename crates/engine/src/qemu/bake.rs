@@ -51,7 +51,7 @@ pub(super) struct Job<'a> {
 /// Bakes into the empty directory `out`.
 pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
     let disk = out.join(DISK);
-    disk::make_ext4(&disk, job.image.disk_mb).await?;
+    disk::make_ext4(&disk, job.size.disk_mb).await?;
     let guest_memory = memory::create(job.size.memory_bytes())
         .map_err(|e| file_error("create", Path::new("guest memory"), e))?;
     let guest_memory = Arc::new(guest_memory);

@@ -10,12 +10,15 @@ use std::os::unix::net::UnixStream;
 use pandastack_fork::FileId;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::wire;
+
 /// The server's ends.
 pub(super) struct Ours {
     pub complaints: OwnedFd,
     pub qmp: UnixStream,
     pub agent: UnixStream,
     pub control: OwnedFd,
+    pub net: OwnedFd,
 }
 
 /// The machine's ends.
@@ -26,10 +29,12 @@ pub(super) struct Theirs {
     pub agent: OwnedFd,
     /// Requests to fork: datagrams of `pandastack_fork`.
     pub control: OwnedFd,
+    /// Frames of its network device.
+    pub net: OwnedFd,
 }
 
 /// Identities of the machine's ends, in the order of [`Theirs::in_order`].
-pub(super) type Identities = [FileId; 4];
+pub(super) type Identities = [FileId; 5];
 
 /// Makes both.
 pub(super) fn open() -> io::Result<(Ours, Theirs)> {
@@ -42,15 +47,16 @@ pub(super) fn open() -> io::Result<(Ours, Theirs)> {
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )?;
-    let ours = Ours { complaints, qmp, agent, control };
+    let (net, their_net) = wire::open()?;
+    let ours = Ours { complaints, qmp, agent, control, net };
     let (qmp, agent) = (their_qmp.into(), their_agent.into());
-    Ok((ours, Theirs { stderr, qmp, agent, control: their_control }))
+    Ok((ours, Theirs { stderr, qmp, agent, control: their_control, net: their_net }))
 }
 
 impl Theirs {
     /// All of them, in one order that everybody keeps.
-    pub fn in_order(self) -> [OwnedFd; 4] {
-        [self.stderr, self.qmp, self.agent, self.control]
+    pub fn in_order(self) -> [OwnedFd; 5] {
+        [self.stderr, self.qmp, self.agent, self.control, self.net]
     }
 
     pub fn identities(&self) -> io::Result<Identities> {
@@ -59,6 +65,7 @@ impl Theirs {
             identity(&self.qmp)?,
             identity(&self.agent)?,
             identity(&self.control)?,
+            identity(&self.net)?,
         ])
     }
 }

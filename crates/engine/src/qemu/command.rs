@@ -6,6 +6,7 @@
 
 use std::ffi::CString;
 
+use pandastack_proto::network::GUEST_MAC;
 use pandastack_types::Size;
 
 use super::runtime::FORK_LIBRARY;
@@ -20,18 +21,20 @@ pub(super) mod fd {
     pub const AGENT: usize = 4;
     /// Requests to fork.
     pub const CONTROL: usize = 5;
+    /// Frames of the network device.
+    pub const NET: usize = 6;
     /// Guest memory.
-    pub const MEMORY: usize = 6;
+    pub const MEMORY: usize = 7;
     /// Root file system, read-only.
-    pub const ROOT: usize = 7;
+    pub const ROOT: usize = 8;
     /// Writable disk (bake), or the private top layer (restore).
-    pub const DISK: usize = 8;
+    pub const DISK: usize = 9;
     /// Kernel (bake), or the disk's lowest, read-only layer (restore).
-    pub const KERNEL_OR_BASE: usize = 9;
+    pub const KERNEL_OR_BASE: usize = 10;
     /// Initramfs (bake), or device state (restore).
-    pub const INITRD_OR_STATE: usize = 10;
+    pub const INITRD_OR_STATE: usize = 11;
     /// First of the disk's other read-only layers, lowest first (restore).
-    pub const LAYERS: usize = 11;
+    pub const LAYERS: usize = 12;
 }
 
 /// Agent port's name in the guest.
@@ -41,6 +44,33 @@ const AGENT_PORT: &str = "agent";
 /// without which the guest's first getrandom waits a second, and AVX2 for numeric libraries.
 const CPU: &str = "EPYC,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,\
                    -perfctr-core,-clzero,-xsaveerptr,-ibpb,-nrip-save,-xsavec,-xsaves";
+
+/// What the network device does without. A frame is then always whole, and passes as it is:
+/// without offloads, without a control queue, without a link that could be down. Those that depend
+/// on these are named too, because QEMU complains of one without the other.
+const PLAIN_NET: [&str; 21] = [
+    "csum",
+    "guest_csum",
+    "gso",
+    "guest_tso4",
+    "guest_tso6",
+    "guest_ecn",
+    "guest_ufo",
+    "host_tso4",
+    "host_tso6",
+    "host_ecn",
+    "host_ufo",
+    "mrg_rxbuf",
+    "status",
+    "guest_announce",
+    "ctrl_vq",
+    "ctrl_rx",
+    "ctrl_vlan",
+    "ctrl_rx_extra",
+    "ctrl_mac_addr",
+    "ctrl_guest_offloads",
+    "mq",
+];
 
 /// Translated code kept, MiB. Touched lazily; below 64 the cache is flushed again and again, and
 /// without a bound a guest could make the process grow by a GiB.
@@ -106,6 +136,7 @@ pub(super) fn arguments(program: &str, size: Size, start: Start) -> Vec<CString>
     add("-object", "rng-builtin,id=rng".into());
     add("-device", "virtio-rng-device,rng=rng".into());
     add_disks(&mut add, start);
+    add_network(&mut add);
     // A guest that ends stays until its last words are read; it is never rebooted.
     add("-action", "reboot=shutdown,shutdown=pause,panic=pause".into());
     // Not `spawn=deny`: it would forbid forks of this very process. The jail's filter allows
@@ -116,6 +147,8 @@ pub(super) fn arguments(program: &str, size: Size, start: Start) -> Vec<CString>
             add("-incoming", "defer".into());
             // The state is that of devices alone, without the section that comes before it.
             add("-global", "migration.send-configuration=off".into());
+            // Nobody has to hear that the guest is somewhere else now.
+            add("-global", "migration.announce-rounds=0".into());
             words.push("-S".into());
         }
         Start::Boot { tsc_khz } => {
@@ -178,14 +211,24 @@ fn add_disks(add: &mut impl FnMut(&str, String), start: Start) {
     }
 }
 
+/// The network device: one frame per datagram of an inherited socket, in both directions.
+fn add_network(add: &mut impl FnMut(&str, String)) {
+    add("-netdev", format!("dgram,id=net,local.type=fd,local.str={}", fd::NET));
+    let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let off: String = PLAIN_NET.iter().map(|feature| format!(",{feature}=off")).collect();
+    add("-device", format!("virtio-net-device,netdev=net,mac={mac}{off}"));
+}
+
 /// Each word was measured or hit as a pitfall:
 /// `tsc_early_khz`, `no_timer_check`: ACPI without legacy timers leaves nothing to calibrate with;
+/// `tsc=reliable`: nor anything to compare with but a tick that is late on a busy host. A guest that
+/// gave its TSC up during the bake ticked 250 times a second for ever, and so did all of its copies;
 /// `norandmaps`: an address space that does not move keeps translated code valid between execs;
 /// `nokaslr`, `mitigations=off`, `cryptomgr.notests`: faster boot, no wall of ours;
 /// `panic=-1 reboot=t`: a panic becomes a reset, which ends the machine.
 fn kernel_command_line(tsc_khz: u64) -> String {
     format!(
-        "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc_khz} no_timer_check \
+        "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc_khz} tsc=reliable no_timer_check \
          cryptomgr.notests mitigations=off nokaslr norandmaps random.trust_cpu=on"
     )
 }
@@ -195,7 +238,7 @@ mod tests {
     use super::*;
 
     fn words(start: Start) -> Vec<String> {
-        let size = Size::new(2, 512).unwrap();
+        let size = Size::new(2, 512, 2048).unwrap();
         arguments("qemu", size, start).into_iter().map(|w| w.into_string().unwrap()).collect()
     }
 
@@ -218,15 +261,28 @@ mod tests {
     }
 
     #[test]
-    fn no_machine_has_a_network_device() {
-        assert!(!words(Start::Restore { layers: 0 }).join(" ").contains("net"));
+    fn the_only_way_to_a_network_is_an_inherited_socket() {
+        for start in [Start::Restore { layers: 3 }, Start::Boot { tsc_khz: 1 }] {
+            let words = words(start);
+            let after = |option: &str| {
+                let pairs = words.windows(2).filter(|pair| pair[0] == option);
+                pairs.map(|pair| pair[1].clone()).collect::<Vec<_>>()
+            };
+            assert_eq!(after("-netdev"), ["dgram,id=net,local.type=fd,local.str=6"]);
+            let devices = after("-device").into_iter().filter(|device| device.contains("net"));
+            let [device] = &devices.collect::<Vec<_>>()[..] else { panic!("{words:?}") };
+            let plain = "virtio-net-device,netdev=net,mac=02:50:41:4e:44:41,csum=off,";
+            assert!(device.starts_with(plain), "{device}");
+            assert!(!device.contains("=on"), "{device}");
+            assert!(after("-nic").is_empty() && after("-net").is_empty());
+        }
     }
 
     #[test]
     fn the_fingerprint_tells_sizes_apart() {
         assert_ne!(
-            fingerprint(Size::new(1, 512).unwrap()),
-            fingerprint(Size::new(2, 512).unwrap())
+            fingerprint(Size::new(1, 512, 2048).unwrap()),
+            fingerprint(Size::new(2, 512, 2048).unwrap())
         );
     }
 }

@@ -131,7 +131,7 @@ pub(super) struct Cradle {
     dir: PathBuf,
     channels: Channels,
     /// The machine's ends, in the order of [`Theirs::in_order`](channels::Theirs::in_order).
-    own: [OwnedFd; 4],
+    own: [OwnedFd; 5],
     identities: Identities,
     top: (FileId, File),
     group: Option<Arc<Cgroup>>,
@@ -194,7 +194,10 @@ impl Copy {
 /// Writes a copy that stands still into the existing empty directory `out`, as a bake.
 pub(super) async fn save(family: &Family, copy: &Copy, out: &Path) -> Result<(), EngineError> {
     bake::save_state(&copy.emulator.qmp, &out.join(STATE)).await?;
-    copy.body.disk.layers().link_into(out)?;
+    let layers = copy.body.disk.layers();
+    layers.link_into(out)?;
+    let (to, disk_bytes) = (out.to_owned(), layers.bytes());
+    blocking(out, move || crate::disk::flatten(&to, disk_bytes).map_err(io::Error::other)).await?;
     let previous = share_memory(family, out).await?;
     let (pid, bytes, diff) =
         (copy.emulator.process.pid(), family.bake.size.memory_bytes(), out.join(DIFF));

@@ -2,6 +2,8 @@
 //!
 //! What changes it meanwhile is in [`Controls`].
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ use crate::{EngineError, Exit, Forked, Machine, Stages, Usage};
 pub(super) struct QemuMachine {
     controls: Arc<Controls>,
     life: Life,
+    /// The gateway's end of the network device.
+    net: OwnedFd,
 }
 
 impl QemuMachine {
@@ -40,8 +44,9 @@ impl QemuMachine {
         let events = emulator.events.ok_or_else(missing)?;
         let qmp = emulator.qmp;
         let life = Life::watch(emulator.process, guest_end(qmp.clone(), events));
+        let net = emulator.net;
         let controls = Controls { family, qmp, agent, body: Mutex::new(body) };
-        Ok(Self { controls: Arc::new(controls), life })
+        Ok(Self { controls: Arc::new(controls), life, net })
     }
 }
 
@@ -53,6 +58,10 @@ impl Machine for QemuMachine {
 
     fn pid(&self) -> u32 {
         self.life.pid()
+    }
+
+    fn network(&self) -> io::Result<OwnedFd> {
+        self.net.try_clone()
     }
 
     fn set_background(&self, background: bool) {

@@ -114,6 +114,7 @@ impl Engine for QemuEngine {
             &self.host.runtime.version,
             &self.host.runtime.digest,
             &command::fingerprint(size),
+            &format!("{} MiB of disk", size.disk_mb),
             // A guest keeps the counter's frequency in memory: on another host its clock is wrong.
             &self.tsc_khz.to_string(),
         ] {
@@ -142,13 +143,16 @@ impl Engine for QemuEngine {
         self.host.cgroups.remove(machine);
     }
 
+    async fn settled(&self) {
+        crate::process::settled().await;
+    }
+
     async fn prove_fork(&self, bake: &Bake, scratch: &Path) -> Result<(), EngineError> {
         self.proof.of(self, bake, scratch).await
     }
 
     async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError> {
-        let bytes = u64::from(bake.image.disk_mb) << 20;
-        let (disk, top) = QemuDisk::create(&bake.dir, dir, bytes)?;
+        let (disk, top) = QemuDisk::create(&bake.dir, dir, bake.size.disk_bytes())?;
         let (base, layers) = disk.descriptors().map_err(EngineError::Spawn)?;
         let memory = self.memory(bake).await?;
         let root = names::open(&bake.image.root)?;

@@ -14,8 +14,8 @@ use super::control::Control;
 use super::qmp::{Events, Qmp};
 use super::runtime::Runtime;
 use crate::EngineError;
-use crate::jail_root::KEEPER;
 use crate::process::{self, Complaints, Process, c_string, into_tokio};
+use pandastack_jail::root::KEEPER;
 
 /// Host memory that a machine may use beyond its guest's: translated code, QEMU's heap and
 /// libraries, and page cache of its private disk, which is charged to it.
@@ -39,6 +39,8 @@ pub(super) struct Emulator {
     pub events: Option<Events>,
     pub agent: Option<UnixStream>,
     pub control: Option<Control>,
+    /// The gateway's end of its network device.
+    pub net: OwnedFd,
     /// Its own ends of the channels.
     pub identities: Identities,
 }
@@ -69,12 +71,12 @@ pub(super) async fn start(
     let (ours, theirs) = channels::open().map_err(EngineError::Spawn)?;
     let identities = theirs.identities().map_err(EngineError::Spawn)?;
     let null = process::open_null()?;
-    let [stderr, qmp, agent, control] = theirs.in_order().map(Arc::new);
+    let own = theirs.in_order().map(Arc::new);
 
     // In the order of `command::fd`.
-    let mut descriptors =
-        vec![null.clone(), null, stderr, qmp, agent, control, files.memory, file(files.root)];
-    descriptors.push(file(files.disk));
+    let mut descriptors = vec![null.clone(), null];
+    descriptors.extend(own);
+    descriptors.extend([files.memory, file(files.root), file(files.disk)]);
     descriptors.extend(files.rest.map(file));
     descriptors.extend(files.layers.into_iter().map(Arc::new));
 
@@ -117,6 +119,7 @@ struct Rest {
     complaints: Complaints,
     agent: UnixStream,
     control: Control,
+    net: OwnedFd,
 }
 
 impl Channels {
@@ -125,6 +128,7 @@ impl Channels {
             complaints: Complaints::collect(ours.complaints)?,
             agent: into_tokio(ours.agent)?,
             control: Control::new(ours.control).map_err(EngineError::Spawn)?,
+            net: ours.net,
         };
         Ok(Self { qmp: into_tokio(ours.qmp)?, rest })
     }
@@ -155,6 +159,7 @@ impl Emulator {
             events: Some(events),
             agent: Some(rest.agent),
             control: Some(rest.control),
+            net: rest.net,
             identities,
         }
     }

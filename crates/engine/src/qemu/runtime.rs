@@ -17,7 +17,7 @@ use std::process::Command;
 use super::Parts;
 use crate::error::{EngineError, file_error};
 use crate::files::set_mode;
-use crate::jail_root::{self, KEEPER, make_dir};
+use pandastack_jail::root::{self, KEEPER, make_dir};
 
 /// QEMU's name in Debian and most other distributions.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -61,7 +61,7 @@ impl Runtime {
         let own = [parts.keeper, parts.fork_library].map(blake3::hash);
         let own = blake3::hash(&own.map(|hash| *hash.as_bytes()).concat());
         let root = dir.join(format!("{digest}-{}", &own.to_hex()[..8]));
-        jail_root::publish(dir, &root, |staging| stage(staging, &files, parts))?;
+        root::publish(dir, &root, |staging| stage(staging, &files, parts))?;
         Ok(Self { root, program: program_inside(), version, digest })
     }
 }
@@ -215,13 +215,13 @@ fn stage(
         let target = inside(path);
         make_dir(target.parent().unwrap_or(staging))?;
         fs::copy(outside, &target).map_err(|e| file_error("copy", outside, e))?;
-        set_mode(&target, jail_root::READABLE)
+        set_mode(&target, root::READABLE)
     };
     for (path, outside) in files {
         copy(path, outside)?;
     }
-    jail_root::place(staging, KEEPER, parts.keeper, jail_root::UNREADABLE)?;
-    jail_root::place(staging, FORK_LIBRARY, parts.fork_library, jail_root::READABLE)?;
+    root::place(staging, KEEPER, parts.keeper, root::UNREADABLE)?;
+    root::place(staging, FORK_LIBRARY, parts.fork_library, root::READABLE)?;
     // What our library needs, QEMU usually brings.
     let text = output(Command::new("ldd").arg(inside(Path::new(FORK_LIBRARY))))?;
     for (path, outside) in libraries(&text)? {

@@ -44,7 +44,8 @@ forget_host() {
     rm -f etc/hostname etc/hosts etc/resolv.conf etc/machine-id var/lib/dbus/machine-id
     echo sandbox > etc/hostname
     printf '127.0.0.1 localhost sandbox\n::1 localhost\n' > etc/hosts
-    : > etc/resolv.conf
+    # The gateway of every sandbox is its resolver (pandastack_proto::network).
+    printf 'nameserver 198.18.0.1\noptions timeout:2 attempts:2\n' > etc/resolv.conf
     : > etc/machine-id
     rm -rf var/lib/systemd/random-seed etc/ssh/ssh_host_*
     rm -rf etc/apt/sources.list etc/apt/sources.list.d/* etc/apt/auth.conf*

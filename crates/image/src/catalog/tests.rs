@@ -133,11 +133,47 @@ async fn a_bake_is_published_and_found_again() {
     assert_eq!(engine.bakes.load(Ordering::SeqCst), 1);
     assert_eq!(count(&dir.path().join("tmp")), 0);
     // Another size is another bake of the same image.
-    let large = Size { cpu: 2, memory_mb: 1024 };
+    let large = Size { cpu: 2, memory_mb: 1024, disk_mb: 4096 };
     let large = again.bake(recipe, large, Arc::new(Quiet)).await.unwrap();
     assert_eq!(large.image.digest, made.image.digest);
     assert_eq!(count(&dir.path().join("images")), 1);
     assert_eq!(count(&dir.path().join("bakes")), 2);
+    let sizes: Vec<_> = again.classes(recipe).into_iter().map(|class| class.size).collect();
+    assert_eq!(sizes, [recipe.size(), large.size]);
+}
+
+#[tokio::test]
+async fn the_class_that_was_used_longest_ago_goes_first_and_one_in_use_never() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path(), Arc::default());
+    let other = open(dir.path(), Arc::default());
+    place_root(&catalog);
+    bake(&catalog).await.unwrap();
+    let recipe = catalog.inner.recipes[0].clone();
+    let class = |cpu| Size { cpu, ..recipe.size() };
+    let mut held = Vec::new();
+    for cpu in [2, 3, 4, 5] {
+        held.push(catalog.bake(&recipe, class(cpu), Arc::new(Quiet)).await.unwrap());
+    }
+    assert_eq!(catalog.evict(0).unwrap(), crate::Pruned::default(), "all are in use");
+    drop(held);
+    // Used again, so 3 is the one of longest ago; and another process knows 4.
+    let second = catalog.baked(&recipe, class(2)).unwrap();
+    other.baked(&recipe, class(4)).unwrap();
+    let evicted = catalog.evict(3).unwrap();
+    assert_eq!(evicted.removed, 1);
+    assert!(evicted.bytes > 0);
+    let left = || catalog.classes(&recipe).into_iter().map(|c| c.size.cpu).collect::<Vec<_>>();
+    assert_eq!(left(), [1, 2, 4, 5]);
+    assert!(catalog.baked(&recipe, class(3)).is_none());
+    assert_eq!(catalog.evict(0).unwrap().removed, 1, "the others are in use");
+    assert_eq!(left(), [1, 2, 4]);
+    drop((second, other));
+    assert_eq!(catalog.evict(0).unwrap().removed, 2);
+    assert_eq!(left(), [1], "a template's own size is no class that goes");
+    assert!(catalog.is_built(&recipe));
+    // What went can be baked again.
+    catalog.bake(&recipe, class(3), Arc::new(Quiet)).await.unwrap();
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`Filter::machine`] | denies a list | QEMU, whose needs nobody knows completely |
 //! | [`Filter::monitor`] | allows a list | our own monitor and its keepers |
+//! | [`Filter::gateway`] | allows a list | our own gateway, which makes sockets |
 //! | [`Filter::allowing`] | allows any list | single threads, which need less than their process |
 //!
 //! A filter is in force before the program of a jail starts, and for ever: in its threads, its
@@ -11,6 +12,7 @@
 
 mod allow;
 mod bpf;
+mod gateway;
 pub mod kvm;
 mod machine;
 mod monitor;

@@ -129,25 +129,28 @@ const TRANSFER: &[Rule] = &[
 /// in which there is nothing to know.
 const EMPTY_PATH: &[u32] = &[libc::AT_EMPTY_PATH as u32];
 
+/// Duplicates and flags of descriptors.
+pub(super) const FCNTL: Rule = allow(
+    libc::SYS_fcntl,
+    OneOf(
+        1,
+        &[
+            libc::F_DUPFD_CLOEXEC as u32,
+            libc::F_GETFD as u32,
+            libc::F_SETFD as u32,
+            libc::F_GETFL as u32,
+            libc::F_SETFL as u32,
+        ],
+    ),
+    "duplicates and flags, and no owner that would get signals",
+);
+
 /// The table of descriptors.
 const DESCRIPTORS: &[Rule] = &[
     allow(libc::SYS_close, Always, "descriptors that are done with"),
     allow(libc::SYS_close_range, Always, "a keeper's and a copy's descriptors"),
     allow(libc::SYS_dup3, Always, "a copy's descriptors, in their places"),
-    allow(
-        libc::SYS_fcntl,
-        OneOf(
-            1,
-            &[
-                libc::F_DUPFD_CLOEXEC as u32,
-                libc::F_GETFD as u32,
-                libc::F_SETFD as u32,
-                libc::F_GETFL as u32,
-                libc::F_SETFL as u32,
-            ],
-        ),
-        "duplicates and flags, and no owner that would get signals",
-    ),
+    FCNTL,
     allow(libc::SYS_eventfd2, Always, "waking threads"),
     allow(libc::SYS_fstat, Always, "what a descriptor is"),
     allow(libc::SYS_newfstatat, OneOf(3, EMPTY_PATH), "the C library's fstat(3)"),
@@ -230,7 +233,7 @@ pub const THREADS: &[Rule] = &[
 ];
 
 /// What it takes to start a thread.
-const NEW_THREADS: &[Rule] = &[
+pub(super) const NEW_THREADS: &[Rule] = &[
     allow(libc::SYS_set_robust_list, Always, "a thread's start"),
     allow(libc::SYS_rseq, Always, "a thread's start, which fails without"),
     allow(libc::SYS_rt_sigaction, Always, "handlers"),
@@ -238,7 +241,7 @@ const NEW_THREADS: &[Rule] = &[
 ];
 
 /// The start of a static program.
-const PROCESS: &[Rule] = &[
+pub(super) const PROCESS: &[Rule] = &[
     allow(
         libc::SYS_execve,
         Always,

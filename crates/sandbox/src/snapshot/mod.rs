@@ -15,7 +15,9 @@ mod shelf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pandastack_engine::agent::Identity;
 use pandastack_engine::{Bake, EngineError};
+use pandastack_policy::Policy;
 use pandastack_proto::Token;
 use pandastack_types::{SandboxId, Size, SnapshotId, SnapshotView, State, TemplateName};
 use serde_json::json;
@@ -23,13 +25,15 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use crate::error::{CreateError, DeleteSnapshotError, ForkError, NoSnapshot, SnapshotError};
+use crate::fault::{self, Point};
 use crate::host;
 use crate::machines::{MachineDir, new_name};
-use crate::manager::Manager;
+use crate::manager::{Core, Manager};
 use crate::sandbox::Sandbox;
 use crate::sync::lock;
 
 use shelf::Manifest;
+pub(crate) use shelf::Names;
 pub(crate) use shelf::SnapshotShelf;
 
 /// Time to write a snapshot. One that takes longer has met a disk in trouble.
@@ -42,53 +46,18 @@ impl Manager {
     /// the future undoes it.
     pub async fn snapshot(&self, id: SandboxId) -> Result<SnapshotView, SnapshotError> {
         let sandbox = self.get(id).map_err(ForkError::from)?;
+        sandbox.needed().await.map_err(ForkError::from)?;
         if !matches!(sandbox.state(), State::Running | State::Paused) {
             return Err(ForkError::from(sandbox.unavailable()).into());
         }
-        self.may_fork(&sandbox).await?;
+        let core = &self.core;
         // A server that stops waits until nothing of this is left, and need not wait long.
-        let writing = self.core.pool.closed.run_until_cancelled(self.take(&sandbox));
-        let written = self.core.tasks.track_future(writing).await;
+        let writing = core.keep(&sandbox, &core.snapshots, SnapshotId::random());
+        let writing = core.pool.closed.run_until_cancelled(writing);
+        let written = core.tasks.track_future(writing).await;
         let view = written.unwrap_or(Err(SnapshotError::ShuttingDown))?;
         sandbox.history.push("sandbox.snapshot", json!({ "snapshot_id": view.id }));
         Ok(view)
-    }
-
-    async fn take(&self, sandbox: &Sandbox) -> Result<SnapshotView, SnapshotError> {
-        let core = &self.core;
-        // One after the other: a second one would only make the first one late, and the room on
-        // the disk is checked for one. The semaphore is never closed.
-        let _turn = core.writing.acquire().await;
-        let birth = &sandbox.birth;
-        let needed_mb = u64::from(birth.size.memory_mb) + DISK_RESERVE_MB;
-        let free_mb = host::free_disk_mb(&core.machines).map_err(SnapshotError::Write)?;
-        if free_mb < needed_mb {
-            return Err(SnapshotError::Disk { needed_mb, free_mb });
-        }
-        let dir = || MachineDir::create(&core.machines, new_name()).map_err(SnapshotError::Write);
-        let (scratch, out) = (dir()?, dir()?);
-        let created_at = OffsetDateTime::now_utc();
-        let token = write(sandbox, &scratch, &out).await?;
-
-        let template = core.templates.find(&birth.template);
-        let view = SnapshotView {
-            id: SnapshotId::random(),
-            sandbox_id: birth.id,
-            // An alias may lead elsewhere tomorrow.
-            template: template.map_or_else(|| birth.template.clone(), |found| found.name),
-            cpu: birth.size.cpu,
-            memory_mb: birth.size.memory_mb,
-            engine: core.engine.name().to_owned(),
-            size_bytes: 0,
-            created_at,
-        };
-        let origin = core.engine.bake_key(&birth.ancestor.image, birth.size);
-        let shelf = core.snapshots.clone();
-        let publishing = tokio::task::spawn_blocking(move || {
-            shelf.publish(out, Manifest { origin, token, view })
-        });
-        let published = publishing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        published.map_err(SnapshotError::Write)
     }
 
     /// Every snapshot, newest first; those of one sandbox, if it is named.
@@ -109,29 +78,88 @@ impl Manager {
         removed
             .unwrap_or_else(|error| Err(DeleteSnapshotError::Files(std::io::Error::other(error))))
     }
+}
+
+impl Core {
+    /// Copies a running or paused sandbox and writes the copy to a shelf under `id`.
+    pub(crate) async fn keep(
+        &self,
+        sandbox: &Sandbox,
+        shelf: &SnapshotShelf,
+        id: SnapshotId,
+    ) -> Result<SnapshotView, SnapshotError> {
+        self.may_fork(sandbox).await?;
+        // One after the other: a second one would only make the first one late, and the room on
+        // the disk is checked for one. The semaphore is never closed.
+        let _turn = self.writing.acquire().await;
+        let birth = &sandbox.birth;
+        let needed_mb = u64::from(birth.size.memory_mb) + DISK_RESERVE_MB;
+        let free_mb = host::free_disk_mb(&self.machines).map_err(SnapshotError::Write)?;
+        if free_mb < needed_mb {
+            return Err(SnapshotError::Disk { needed_mb, free_mb });
+        }
+        let dir = || MachineDir::create(&self.machines, new_name()).map_err(SnapshotError::Write);
+        let (scratch, out) = (dir()?, dir()?);
+        fault::point(Point::FilesBegun);
+        let created_at = OffsetDateTime::now_utc();
+        let Identity { token, machine_id, boot_id, .. } = write(sandbox, &scratch, &out).await?;
+        fault::point(Point::FilesWritten);
+        let names = Some(Names { machine_id, boot_id });
+
+        let template = self.templates.find(&birth.template);
+        let view = SnapshotView {
+            id,
+            sandbox_id: birth.id,
+            // An alias may lead elsewhere tomorrow.
+            template: template.map_or_else(|| birth.template.clone(), |found| found.name),
+            cpu: birth.size.cpu,
+            memory_mb: birth.size.memory_mb,
+            disk_mb: birth.size.disk_mb,
+            engine: self.engine.name().to_owned(),
+            size_bytes: 0,
+            created_at,
+            egress: None,
+        };
+        // As it is now: who has been told that it is tighter must not find it open in a copy.
+        let policy = Manifest::keep(&sandbox.egress()).map_err(SnapshotError::Write)?;
+        let origin = self.engine.bake_key(&birth.ancestor.image, birth.size);
+        let shelf = shelf.clone();
+        let publishing = tokio::task::spawn_blocking(move || {
+            shelf.publish(out, Manifest { origin, token, names, policy, view })
+        });
+        let published = publishing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        published.map_err(SnapshotError::Write)
+    }
 
     /// What a sandbox made of a snapshot starts from.
-    pub(crate) fn thaw(&self, id: SnapshotId) -> Result<Thawed, CreateError> {
-        let core = &self.core;
-        let Manifest { origin, token, view } = core.snapshots.get(id)?;
-        let size = Size { cpu: view.cpu, memory_mb: view.memory_mb };
+    pub(crate) fn thaw(
+        &self,
+        shelf: &SnapshotShelf,
+        id: SnapshotId,
+    ) -> Result<Thawed, CreateError> {
+        let Manifest { origin, token, names, view, .. } = shelf.get(id)?;
+        let size = Size { cpu: view.cpu, memory_mb: view.memory_mb, disk_mb: view.disk_mb };
         let stale = |why| CreateError::StaleSnapshot { id, why };
         let ancestor =
             self.ancestor(&view, size).ok_or_else(|| stale("its template is not here"))?;
         let image = ancestor.image.clone();
-        if core.engine.bake_key(&image, size) != origin {
+        if self.engine.bake_key(&image, size) != origin {
             return Err(stale(
                 "it was taken with another version of its template, of the engine or of the host",
             ));
         }
-        let dir = core.snapshots.path(id);
-        let bake = Arc::new(Bake { dir, image, size, key: format!("snapshot-{id}") });
-        Ok(Thawed { template: view.template, bake, token, ancestor })
+        let dir = shelf.path(id);
+        // A sandbox is hibernated again and again under its one id, while copies of what it was at an
+        // earlier time may live: engines must not take the memory of one time for that of another.
+        let key = format!("snapshot-{id}-{}", view.created_at.unix_timestamp_nanos());
+        let bake = Arc::new(Bake { dir, image, size, key });
+        let egress = view.egress;
+        Ok(Thawed { template: view.template, bake, token, names, ancestor, egress })
     }
 
     /// A bake of the template that a snapshot is of, in the snapshot's size if there is one.
-    fn ancestor(&self, view: &SnapshotView, size: Size) -> Option<Arc<Bake>> {
-        let templates = &self.core.templates;
+    pub(crate) fn ancestor(&self, view: &SnapshotView, size: Size) -> Option<Arc<Bake>> {
+        let templates = &self.templates;
         let template = templates.find(&view.template)?;
         let baked = |size| templates.baked(&template.name, size);
         baked(size).or_else(|| baked(template.size))
@@ -145,21 +173,25 @@ pub(crate) struct Thawed {
     pub(crate) bake: Arc<Bake>,
     /// What its guest obeys until it gets an identity of its own.
     pub(crate) token: Token,
+    /// What its guest calls itself until then, if that was written down.
+    pub(crate) names: Option<Names>,
     /// The template's own.
     pub(crate) ancestor: Arc<Bake>,
+    /// What its sandbox was allowed to reach; nothing that can be read if that is damaged.
+    pub(crate) egress: Option<Policy>,
 }
 
-/// Writes the files, and says what the guest in them obeys.
+/// Writes the files, and says what the guest in them calls itself and obeys.
 async fn write(
     sandbox: &Sandbox,
     scratch: &MachineDir,
     out: &MachineDir,
-) -> Result<Token, SnapshotError> {
+) -> Result<Identity, SnapshotError> {
     let live = lock(&sandbox.live).clone();
     let live = live.ok_or_else(|| ForkError::from(sandbox.unavailable()))?;
     let written = timeout(WRITING, live.machine.snapshot(scratch.path(), out.path())).await;
     let error = match written.unwrap_or(Err(EngineError::Deadline("writing the snapshot"))) {
-        Ok(()) => return Ok(live.token),
+        Ok(()) => return Ok(live.identity),
         Err(EngineError::NoFork(why)) => return Err(ForkError::Unsupported(why).into()),
         Err(error) => error,
     };

@@ -13,11 +13,13 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use pandastack_policy::Policy;
 use pandastack_proto::Token;
 use pandastack_types::{SandboxId, SnapshotId, SnapshotView};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{DeleteSnapshotError, NoSnapshot};
+use crate::error::{DeleteSnapshotError, NoSnapshot, StartError};
+use crate::fault::{self, Point};
 use crate::machines::{MachineDir, new_name};
 
 /// The manifest's file name; engines have no file of this name.
@@ -31,9 +33,46 @@ pub(crate) struct Manifest {
     pub(crate) origin: String,
     /// What the guest obeys. As secret as its memory, where it is as well.
     pub(crate) token: Token,
+    /// What the guest calls itself. Manifests that are older than hibernation have none.
+    #[serde(default)]
+    pub(crate) names: Option<Names>,
+    /// What the sandbox was allowed to reach, as the text of its one spelling: a policy that is
+    /// damaged must not pass for another one, nor hide the rest. Snapshots that are older than
+    /// policies are of sandboxes that reached nothing.
+    #[serde(default = "none")]
+    pub(crate) policy: String,
     /// As clients see it.
     #[serde(flatten)]
     pub(crate) view: SnapshotView,
+}
+
+/// Names that a guest has of its own, besides that of its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Names {
+    /// machine-id(5).
+    pub(crate) machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub(crate) boot_id: String,
+}
+
+fn none() -> String {
+    "\"none\"".to_owned()
+}
+
+impl Manifest {
+    /// The text that a policy is kept as.
+    pub(crate) fn keep(policy: &Policy) -> io::Result<String> {
+        Ok(serde_json::to_string(policy)?)
+    }
+
+    /// With the policy in what clients see, if it can be read.
+    fn shown(self) -> Self {
+        let egress = serde_json::from_str(&self.policy).ok();
+        if egress.is_none() {
+            tracing::warn!(snapshot = %self.view.id, "the policy of a snapshot is damaged");
+        }
+        Self { view: SnapshotView { egress, ..self.view }, ..self }
+    }
 }
 
 /// The snapshots of a server.
@@ -53,6 +92,13 @@ impl SnapshotShelf {
         }
     }
 
+    /// The shelf of this name in a server's directory.
+    pub(crate) fn of(instance: &Path, name: &str) -> Result<Self, StartError> {
+        let path = instance.join(name);
+        Self::open(path.clone(), instance.join("machines"))
+            .map_err(|source| StartError::Directory { path, source })
+    }
+
     /// Where the files of a snapshot are.
     pub(crate) fn path(&self, id: SnapshotId) -> PathBuf {
         self.dir.join(id.to_string())
@@ -60,15 +106,21 @@ impl SnapshotShelf {
 
     /// Every snapshot, newest first; those of one sandbox, if it is named.
     pub(crate) fn list(&self, sandbox: Option<SandboxId>) -> Vec<SnapshotView> {
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let mut views: Vec<SnapshotView> = entries
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        let mut views: Vec<SnapshotView> = self
+            .ids()
+            .into_iter()
             .filter_map(|id| self.get(id).ok())
             .map(|manifest| manifest.view)
             .filter(|view| sandbox.is_none_or(|sandbox| view.sandbox_id == sandbox))
             .collect();
         views.sort_by_key(|view| std::cmp::Reverse((view.created_at, view.id)));
         views
+    }
+
+    /// The names of all that have files here, whatever these hold.
+    pub(crate) fn ids(&self) -> Vec<SnapshotId> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
     /// What is known of a snapshot.
@@ -81,7 +133,7 @@ impl SnapshotShelf {
             view: SnapshotView { id, ..manifest.view },
             ..manifest
         };
-        manifest.map(named).map_err(|error| {
+        manifest.map(|manifest| named(manifest).shown()).map_err(|error| {
             tracing::warn!(path = %path.display(), %error, "the manifest of a snapshot is damaged");
             NoSnapshot(id)
         })
@@ -102,19 +154,29 @@ impl SnapshotShelf {
         file.write_all(&text)?;
         file.sync_all()?;
         File::open(out.path())?.sync_all()?;
+        fault::point(Point::FilesSettled);
         fs::rename(out.path(), self.path(manifest.view.id))?;
+        fault::point(Point::FilesPublished);
         File::open(&self.dir)?.sync_all()?;
-        Ok(manifest.view)
+        Ok(manifest.shown().view)
     }
 
     /// Deletes a snapshot. Sandboxes that were made of it have its files open and go on.
     pub(crate) fn remove(&self, id: SnapshotId) -> Result<(), DeleteSnapshotError> {
+        let away = self.take_away(id)?;
+        fs::remove_dir_all(&away).map_err(DeleteSnapshotError::Files)
+    }
+
+    /// The first half of [`Self::remove`], which takes no time: it is no snapshot any more. Its
+    /// files, which can take long to remove, are where machines live.
+    pub(crate) fn take_away(&self, id: SnapshotId) -> Result<PathBuf, DeleteSnapshotError> {
         let away = self.machines.join(new_name());
         fs::rename(self.path(id), &away).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => NoSnapshot(id).into(),
             _ => DeleteSnapshotError::Files(error),
         })?;
-        fs::remove_dir_all(&away).map_err(DeleteSnapshotError::Files)
+        fault::point(Point::FilesHidden);
+        Ok(away)
     }
 }
 
@@ -149,11 +211,13 @@ mod tests {
             template: "base".parse().unwrap(),
             cpu: 1,
             memory_mb: 512,
+            disk_mb: 2048,
             engine: "fake".to_owned(),
             size_bytes: 0,
             created_at: OffsetDateTime::UNIX_EPOCH - time::Duration::seconds(age),
+            egress: None,
         };
-        Manifest { origin: "key".to_owned(), token: [7; 16], view }
+        Manifest { origin: "key".to_owned(), token: [7; 16], names: None, policy: none(), view }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use pandastack_proto::{
     Welcome, parse,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 
 use super::{Memory, Shared};
@@ -83,7 +83,7 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>) {
                 Kind::Eof => In::Eof,
                 Kind::Credit => In::Credit(frame.credit().unwrap()),
                 Kind::Reset => In::Reset,
-                Kind::Welcome | Kind::Reply => return,
+                Kind::Welcome | Kind::Reply | Kind::Ready => return,
             };
             if let Some(stream) = streams.get(&frame.stream) {
                 let _ = stream.send(input);
@@ -141,12 +141,74 @@ impl Stream {
                 removed.map(|_| Reply::Done).ok_or_else(|| missing(&path))
             }
             Request::Ports => Ok(Reply::Ports(vec![80, 8000])),
+            Request::Dial { port } => self.dial(port, &shared).await,
             _ => Ok(Reply::Done),
         };
         // A machine that has ended says nothing any more.
         if !shared.ended() {
             self.reply(&outcome);
         }
+    }
+
+    /// Connects to the server that the test has put on a port.
+    async fn dial(&mut self, port: u16, shared: &Shared) -> Outcome {
+        let server = shared.knobs.servers.lock().unwrap().get(&port).copied();
+        let refused = || Failure { code: ErrorCode::Refused, message: "nothing listens".into() };
+        let server =
+            TcpStream::connect(server.ok_or_else(refused)?).await.map_err(|_| refused())?;
+        self.frame(|out, id| out.ready(id));
+        let (mut from, mut to) = server.into_split();
+        let (mut window, mut pending) = (RecvWindow::default(), VecDeque::<Vec<u8>>::new());
+        let (mut ended, mut finished, mut shut, mut written) = (false, false, false, 0);
+        let mut buf = vec![0; 16 << 10];
+        while !(ended && shut) {
+            if finished && pending.is_empty() && !shut {
+                to.shutdown().await.ok();
+                shut = true;
+                continue;
+            }
+            let room = self.send.allowance().min(buf.len());
+            let front = pending.front().cloned().unwrap_or_default();
+            tokio::select! {
+                input = self.input.recv() => match input {
+                    Some(In::Data(bytes)) => pending.push_back(bytes),
+                    Some(In::Eof) => finished = true,
+                    Some(In::Credit(credit)) => self.send.grant(credit).unwrap(),
+                    Some(In::Reset) | None => {
+                        return Err(Failure { code: ErrorCode::Cancelled, message: String::new() });
+                    }
+                },
+                read = from.read(&mut buf[..room]), if room > 0 && !ended => match read {
+                    Ok(0) => {
+                        ended = true;
+                        self.frame(|out, id| out.eof(id, Channel::Tcp));
+                    }
+                    Ok(count) => {
+                        self.send.spend(count);
+                        self.frame(|out, id| out.data(id, Channel::Tcp, &buf[..count]).unwrap());
+                    }
+                    Err(_) => {
+                        return Err(Failure { code: ErrorCode::Io, message: "it broke".into() });
+                    }
+                },
+                sent = to.write(&front[written..]), if !front.is_empty() => {
+                    // Whoever does not listen any more: what comes goes nowhere.
+                    written += sent.unwrap_or(front.len() - written);
+                    if written == front.len() {
+                        self.credit(&mut window, written);
+                        pending.pop_front();
+                        written = 0;
+                    }
+                }
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    fn frame(&self, put: impl FnOnce(&mut Encoder, u32)) {
+        let mut encoder = Encoder::new();
+        put(&mut encoder, self.id);
+        let _ = self.out.send(encoder.pending().to_vec());
     }
 
     async fn exec(&mut self, spec: &ExecSpec, shared: &Shared) -> Outcome {

@@ -2,10 +2,13 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 mod guest;
+pub mod network;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,12 +17,18 @@ use pandastack_engine::agent::AgentClient;
 use pandastack_engine::{
     Bake, Engine, EngineError, Exit, Forked, GuestImage, Machine, Stages, Usage,
 };
+use pandastack_image::{Progress, Stage, Step};
 use pandastack_proto::Token;
 use pandastack_sandbox::{BakeError, Command, Config, Manager, NewSandbox, Template, Templates};
 use pandastack_store::Store;
-use pandastack_types::{ExecRequest, Isolation, Size, TemplateName, TemplateView};
+use pandastack_types::{
+    ExecRequest, Isolation, SandboxId, Size, TemplateName, TemplateView, TtlMode,
+};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+
+use network::FakeNetwork;
 
 /// How the machines of a test behave.
 #[derive(Default)]
@@ -50,9 +59,26 @@ pub struct Knobs {
     pub snapshot_broken: AtomicBool,
     /// Milliseconds that writing a snapshot takes.
     pub snapshot_ms: AtomicUsize,
+    /// What listens on the ports of every guest: servers of the test.
+    pub servers: Mutex<HashMap<u16, SocketAddr>>,
+    /// Machines have no network device.
+    pub no_device: AtomicBool,
+    /// What was done to which machine, in order.
+    notes: Mutex<Vec<(String, String)>>,
 }
 
 impl Knobs {
+    /// Notes that something was done to a machine.
+    pub fn note(&self, machine: &str, what: String) {
+        self.notes.lock().unwrap().push((machine.to_owned(), what));
+    }
+
+    /// What was done to a machine so far.
+    pub fn notes(&self, machine: &str) -> Vec<String> {
+        let notes = self.notes.lock().unwrap();
+        notes.iter().filter(|(of, _)| of == machine).map(|(_, what)| what.clone()).collect()
+    }
+
     async fn pause(milliseconds: &AtomicUsize) {
         let milliseconds = milliseconds.load(Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(milliseconds as u64)).await;
@@ -81,6 +107,8 @@ pub struct Shared {
     /// Commands that hang now.
     pub hanging: AtomicUsize,
     pub memory: Mutex<Memory>,
+    /// Its network device: what is sent here comes out of the machine's network.
+    pub net: OwnedFd,
     running: watch::Sender<bool>,
     exit: watch::Sender<Option<Exit>>,
 }
@@ -185,6 +213,8 @@ impl Engine for FakeEngine {
 
 struct FakeMachine {
     agent: AgentClient,
+    /// The gateway's end of the wire; the guest's is in [`Shared`].
+    net: OwnedFd,
     shared: Arc<Shared>,
     machines: Machines,
     task: tokio::task::JoinHandle<()>,
@@ -199,12 +229,18 @@ impl FakeMachine {
         deaf: bool,
     ) -> Self {
         std::fs::write(dir.join("disk"), b"x").unwrap();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let wire = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let (net, guest_net) = wire.unwrap();
+        let name = dir.file_name().unwrap().to_str().unwrap().to_owned();
+        rustix::net::send(&guest_net, name.as_bytes(), SendFlags::empty()).unwrap();
         let shared = Arc::new(Shared {
-            name: dir.file_name().unwrap().to_str().unwrap().to_owned(),
+            name,
             knobs: knobs.clone(),
             deaf,
             hanging: AtomicUsize::new(0),
             memory: Mutex::new(memory),
+            net: guest_net,
             running: watch::Sender::new(false),
             exit: watch::Sender::new(None),
         });
@@ -221,7 +257,7 @@ impl FakeMachine {
             }
         });
         let agent = AgentClient::connect(host);
-        Self { agent, shared, machines: machines.clone(), task }
+        Self { agent, net, shared, machines: machines.clone(), task }
     }
 }
 
@@ -242,14 +278,23 @@ impl Machine for FakeMachine {
         std::process::id()
     }
 
+    fn network(&self) -> std::io::Result<OwnedFd> {
+        if self.shared.knobs.no_device.load(Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::NotConnected.into());
+        }
+        self.net.try_clone()
+    }
+
     fn set_background(&self, _background: bool) {}
 
     async fn run(&self) -> Result<Stages, EngineError> {
+        self.shared.knobs.note(&self.shared.name, "run".to_owned());
         self.shared.running.send_replace(true);
         Ok(Stages::new())
     }
 
     async fn pause(&self) -> Result<(), EngineError> {
+        self.shared.knobs.note(&self.shared.name, "pause".to_owned());
         self.shared.running.send_replace(false);
         Ok(())
     }
@@ -288,6 +333,7 @@ impl Machine for FakeMachine {
     }
 
     async fn kill(&self) {
+        self.shared.knobs.note(&self.shared.name, "kill".to_owned());
         self.shared.end(Exit::Killed);
     }
 
@@ -305,9 +351,15 @@ impl Machine for FakeMachine {
 #[derive(Default)]
 pub struct FakeTemplates {
     baked: Mutex<Vec<Size>>,
+    /// Bakes that were begun.
+    pub bakes: AtomicUsize,
+    /// What each takes longer.
+    pub slowness_ms: AtomicU64,
+    /// Whether they fail.
+    pub fails: AtomicBool,
 }
 
-pub const DEFAULT: Size = Size { cpu: 1, memory_mb: 512 };
+pub const DEFAULT: Size = Size { cpu: 1, memory_mb: 512, disk_mb: 2048 };
 
 #[async_trait]
 impl Templates for FakeTemplates {
@@ -330,6 +382,8 @@ impl Templates for FakeTemplates {
             size_bytes: 1,
             cpu: DEFAULT.cpu,
             memory_mb: DEFAULT.memory_mb,
+            disk_mb: DEFAULT.disk_mb,
+            sizes: Vec::new(),
             is_global: true,
             description: String::new(),
             tools: Vec::new(),
@@ -341,10 +395,28 @@ impl Templates for FakeTemplates {
         (known && template.as_str() == "base").then(|| Arc::new(bake(size)))
     }
 
-    async fn bake(&self, _: &TemplateName, size: Size) -> Result<Arc<Bake>, BakeError> {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    async fn bake(
+        &self,
+        template: &TemplateName,
+        size: Size,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Arc<Bake>, BakeError> {
+        self.bakes.fetch_add(1, Ordering::SeqCst);
+        let (template, detail) = (template.clone(), "of a fake".to_owned());
+        progress.step(&Step { template, stage: Stage::Boot, detail, fraction: None });
+        let took = Duration::from_millis(20 + self.slowness_ms.load(Ordering::SeqCst));
+        tokio::time::sleep(took).await;
+        if self.fails.load(Ordering::SeqCst) {
+            return Err(BakeError::Unknown);
+        }
         self.baked.lock().unwrap().push(size);
         Ok(Arc::new(bake(size)))
+    }
+
+    fn evict(&self, keep: usize) -> Result<usize, BakeError> {
+        let mut baked = self.baked.lock().unwrap();
+        let surplus = baked.len().saturating_sub(keep);
+        Ok(baked.drain(..surplus).count())
     }
 }
 
@@ -353,7 +425,6 @@ fn bake(size: Size) -> Bake {
         kernel: "kernel".into(),
         initrd: "initrd".into(),
         root: "root".into(),
-        disk_mb: 1,
         preload: vec![],
         warm_up: vec!["echo warm".to_owned()],
         digest: "d".to_owned(),
@@ -365,6 +436,8 @@ fn bake(size: Size) -> Bake {
 pub struct World {
     pub dir: tempfile::TempDir,
     pub engine: Arc<FakeEngine>,
+    pub network: Arc<FakeNetwork>,
+    pub templates: Arc<FakeTemplates>,
     pub manager: Arc<Manager>,
     pub store: Store,
 }
@@ -383,11 +456,51 @@ impl World {
         config.forking = false;
         config.memory_reserve_mb = 0;
         config.memory_estimate_percent = 0;
+        config.disk_reserve_mb = 0;
+        config.disk_estimate_percent = 0;
         change(&mut config);
         let engine = FakeEngine::new();
+        let network = FakeNetwork::of(&engine);
+        Self::start(dir, config, engine, network, store)
+    }
+
+    fn start(
+        dir: tempfile::TempDir,
+        config: Config,
+        engine: Arc<FakeEngine>,
+        network: Arc<FakeNetwork>,
+        store: Store,
+    ) -> Self {
         let templates = Arc::new(FakeTemplates::default());
-        let manager = Manager::start(config, engine.clone(), templates, store.clone()).unwrap();
-        Self { dir, engine, manager, store }
+        let manager = Manager::start(
+            config,
+            engine.clone(),
+            network.clone(),
+            templates.clone(),
+            store.clone(),
+        );
+        Self { dir, engine, network, templates, manager: manager.unwrap(), store }
+    }
+
+    /// The same directory under a server that starts anew, after the end of this one.
+    pub async fn restarted(self) -> Self {
+        self.restarted_after(|_| {}).await
+    }
+
+    /// The same, with something done to the records while no server runs.
+    pub async fn restarted_after(self, meanwhile: impl FnOnce(&Store)) -> Self {
+        self.manager.shutdown().await;
+        meanwhile(&self.store);
+        let Self { dir, engine, network, manager, store, .. } = self;
+        let mut config = manager.config().clone();
+        config.pool_size = 0;
+        drop(manager);
+        Self::start(dir, config, engine, network, store)
+    }
+
+    /// The name of a sandbox's machine.
+    pub fn machine_of(&self, id: SandboxId) -> String {
+        self.store.sandbox(id).unwrap().unwrap().machine
     }
 
     /// A server that forks and has its zygote.
@@ -424,10 +537,14 @@ pub fn base() -> NewSandbox {
         template: "base".parse().unwrap(),
         cpu: None,
         memory_mb: None,
+        disk_mb: None,
         metadata: Default::default(),
         ttl_seconds: None,
+        ttl_mode: TtlMode::Wall,
         persistent: false,
+        idle_timeout: None,
         from_snapshot: None,
+        egress: None,
     }
 }
 

@@ -1,35 +1,14 @@
 //! Messages on the socket.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
-};
+use pandastack_datagram::{Limits, WireError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{MAX_DESCRIPTORS, MAX_MESSAGE, Message, Role};
 
-/// Why a message could not be sent or understood.
-#[derive(Debug, thiserror::Error)]
-pub enum WireError {
-    /// The socket failed; `EAGAIN` on one that does not block means "not now".
-    #[error("the control socket failed")]
-    Socket(#[source] Errno),
-    /// Nobody is at the other end any more.
-    #[error("the control socket was closed")]
-    Closed,
-    /// It was no message of ours.
-    #[error("a malformed message on the control socket")]
-    Malformed,
-    /// It was too long, or had too many descriptors.
-    #[error("a message that is too long for the control socket")]
-    TooLong,
-}
+const LIMITS: Limits = Limits { bytes: MAX_MESSAGE, descriptors: MAX_DESCRIPTORS };
 
 /// A message that arrived.
 #[derive(Debug)]
@@ -64,60 +43,15 @@ pub fn send<T: Serialize>(
 ) -> Result<(), WireError> {
     let message = Message { body, roles: descriptors.iter().map(|(role, _)| *role).collect() };
     let bytes = postcard::to_stdvec(&message).map_err(|_| WireError::Malformed)?;
-    if bytes.len() > MAX_MESSAGE || descriptors.len() > MAX_DESCRIPTORS {
-        return Err(WireError::TooLong);
-    }
     let attached: Vec<BorrowedFd<'_>> = descriptors.iter().map(|(_, fd)| *fd).collect();
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !attached.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&attached));
-    }
-    let vector = [IoSlice::new(&bytes)];
-    loop {
-        match rustix::net::sendmsg(&socket, &vector, &mut ancillary, SendFlags::NOSIGNAL) {
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(Errno::PIPE | Errno::CONNRESET) => return Err(WireError::Closed),
-            Err(errno) => return Err(WireError::Socket(errno)),
-        }
-    }
+    LIMITS.send(socket, &bytes, &attached)
 }
 
 /// Receives one message, waiting for it unless the socket does not block.
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<Received<T>, WireError> {
-    let mut bytes = vec![0u8; MAX_MESSAGE];
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = loop {
-        let mut vector = [IoSliceMut::new(&mut bytes)];
-        let flags = RecvFlags::CMSG_CLOEXEC;
-        match rustix::net::recvmsg(&socket, &mut vector, &mut ancillary, flags) {
-            Ok(received) => break received,
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => return Err(WireError::Closed),
-            Err(errno) => return Err(WireError::Socket(errno)),
-        }
-    };
-    // Taken out first, so that whatever is wrong with the message, they are closed.
-    let attached: Vec<OwnedFd> = ancillary
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    if received.bytes == 0 && attached.is_empty() {
-        return Err(WireError::Closed);
-    }
-    let cut = received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-    // The space for them is rounded up, so a few more may have fitted.
-    if cut || attached.len() > MAX_DESCRIPTORS {
-        return Err(WireError::TooLong);
-    }
-    let (message, rest) = postcard::take_from_bytes::<Message<T>>(&bytes[..received.bytes])
-        .map_err(|_| WireError::Malformed)?;
+    let (bytes, attached) = LIMITS.receive(socket)?;
+    let (message, rest) =
+        postcard::take_from_bytes::<Message<T>>(&bytes).map_err(|_| WireError::Malformed)?;
     if !rest.is_empty() || message.roles.len() != attached.len() {
         return Err(WireError::Malformed);
     }
@@ -129,10 +63,14 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<Received<T>, Wi
 
 #[cfg(test)]
 mod tests {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 
     use super::super::{Fork, Reply, Request};
     use super::*;
+
+    /// Limits of somebody who does not keep to ours.
+    const UNBOUND: Limits = Limits { bytes: MAX_MESSAGE, descriptors: 253 };
 
     fn pair() -> (OwnedFd, OwnedFd) {
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap()
@@ -169,12 +107,7 @@ mod tests {
         for count in MAX_DESCRIPTORS - 1..=MAX_DESCRIPTORS + 5 {
             let message = Message { body: Request::Run, roles: vec![Role::Layer; count] };
             let bytes = postcard::to_stdvec(&message).unwrap();
-            let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-            let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            let attached = vec![here.as_fd(); count];
-            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&attached)));
-            let vector = [IoSlice::new(&bytes)];
-            rustix::net::sendmsg(&here, &vector, &mut ancillary, SendFlags::empty()).unwrap();
+            UNBOUND.send(&here, &bytes, &vec![here.as_fd(); count]).unwrap();
             match receive::<Request>(&there) {
                 Ok(received) => assert!(received.descriptors.len() == count && count <= 200),
                 Err(error) => assert!(matches!(error, WireError::TooLong) && count > 200),
@@ -187,12 +120,7 @@ mod tests {
         let (here, there) = pair();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let bytes = postcard::to_stdvec(&Message { body: Request::Run, roles: vec![] }).unwrap();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let attached = [writer.as_fd()];
-        ancillary.push(SendAncillaryMessage::ScmRights(&attached));
-        let vector = [IoSlice::new(&bytes)];
-        rustix::net::sendmsg(&here, &vector, &mut ancillary, SendFlags::empty()).unwrap();
+        UNBOUND.send(&here, &bytes, &[writer.as_fd()]).unwrap();
         drop(writer);
         assert!(matches!(receive::<Request>(&there), Err(WireError::Malformed)));
         assert_eq!(rustix::io::read(&reader, &mut [0u8; 1]), Ok(0), "nobody can write any more");

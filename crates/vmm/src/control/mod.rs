@@ -19,7 +19,8 @@ mod channel;
 
 use serde::{Deserialize, Serialize};
 
-pub use channel::{Received, WireError, receive, send};
+pub use channel::{Received, receive, send};
+pub use pandastack_datagram::WireError;
 
 /// Longest message in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -90,9 +91,9 @@ pub struct Message<T> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Becomes a machine that stands still. The first request, and the only one of its kind.
-    /// Comes with [`Role::Kvm`], `Agent`, `Root`, `Disk`, maybe `Net`, and
-    /// for a boot `Kernel` and `Initrd`; for a restore any `Layer`s, `Top`, `Memory`, `State`,
-    /// maybe `Diff` and `WorkingSet`.
+    /// Comes with [`Role::Kvm`], `Agent`, `Root`, `Disk`, maybe `Net`, without which its guest talks
+    /// to nobody; for a boot with `Kernel` and `Initrd`, for a restore with any `Layer`s, `Top`,
+    /// `Memory`, `State`, maybe `Diff` and `WorkingSet`.
     Start(Start),
     /// Does ahead of time what running would, for a machine that stands still and that nobody waits
     /// for yet. The answer is [`Reply::Ran`].

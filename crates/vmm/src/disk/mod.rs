@@ -23,6 +23,7 @@
 mod header;
 mod layer;
 mod map;
+mod merge;
 mod stack;
 mod top;
 
@@ -37,6 +38,7 @@ use rustix::fs::{FileType, fstat};
 
 pub use header::{EMPTY_BYTES, write_empty};
 pub use layer::LayerError;
+pub use merge::{MergeError, merge};
 use stack::Stack;
 
 use crate::virtio::Storage;

@@ -182,6 +182,7 @@ impl Stack {
     }
 }
 
-fn is_zero(cluster: &[u8; CLUSTER as usize]) -> bool {
+/// Whether there is nothing in a cluster.
+pub(super) fn is_zero(cluster: &[u8; CLUSTER as usize]) -> bool {
     cluster.as_chunks::<64>().0.iter().all(|part| *part == [0; 64])
 }

@@ -9,7 +9,7 @@ use kvm_bindings::CpuId;
 use super::{Answer, Monitor};
 use crate::boot::{self, BootError};
 use crate::control::{Failure, Received, Reply, Request, Role, Start};
-use crate::devices::{Backends, Devices};
+use crate::devices::{self, Backends, Devices};
 use crate::disk::Disk;
 use crate::ioapic::Ioapic;
 use crate::kvm::cpuid;
@@ -58,13 +58,12 @@ fn booted(
     let memory = mapping.guest();
     let disk = Disk::plain(take(with, Role::Disk)?.into(), false).map_err(disk_failure)?;
     let board = board(Ioapic::new(), Ports::default(), disk, memory.clone(), with)?;
-    let devices = Devices::count(board.devices.has_net());
     let mut kernel = File::from(take(with, Role::Kernel)?);
     let mut initrd = File::from(take(with, Role::Initrd)?);
     let described = boot::Machine {
         command_line,
         cpus: start.cpus,
-        devices,
+        devices: devices::COUNT,
         serial: command_line.contains("console=ttyS0"),
     };
     let entry = boot::load(&memory, &mut kernel, &mut initrd, &described).map_err(boot_failure)?;

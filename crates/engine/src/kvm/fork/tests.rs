@@ -27,7 +27,7 @@ fn family(dir: &Path) -> Family {
     for name in [STATE, DISK] {
         fs::write(dir.join(name), name).unwrap();
     }
-    let size = Size::new(1, 128).unwrap();
+    let size = Size { cpu: 1, memory_mb: 128, disk_mb: (BYTES >> 20) as u32 };
     File::create(dir.join(MEMORY)).unwrap().set_len(size.memory_bytes()).unwrap();
     Manifest::new("monitor", "processor", size).complete(dir).unwrap();
     let path = |name| dir.join(name);
@@ -35,7 +35,6 @@ fn family(dir: &Path) -> Family {
         kernel: path(STATE),
         initrd: path(STATE),
         root: path(DISK),
-        disk_mb: (BYTES >> 20) as u32,
         preload: Vec::new(),
         warm_up: Vec::new(),
         digest: String::new(),
@@ -114,7 +113,7 @@ fn names(dir: &TempDir) -> Vec<String> {
     names
 }
 
-const OWN: [Role; 4] = [Role::Control, Role::Complaints, Role::Agent, Role::Top];
+const OWN: [Role; 5] = [Role::Control, Role::Complaints, Role::Agent, Role::Net, Role::Top];
 
 #[tokio::test]
 async fn the_disk_is_frozen_once_for_every_time_that_the_machine_ran() {

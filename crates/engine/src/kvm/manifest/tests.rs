@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn size() -> Size {
-    Size::new(1, 512).unwrap()
+    Size::new(1, 512, 2048).unwrap()
 }
 
 /// A bake with files of every kind.

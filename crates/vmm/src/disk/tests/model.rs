@@ -16,6 +16,7 @@ pub enum Op {
     Freeze,
     ReplaceTop,
     Reopen,
+    Merge,
 }
 
 /// Where a request begins: anywhere, at a sector, or at a cluster of the disk.
@@ -48,6 +49,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Freeze),
         1 => Just(Op::ReplaceTop),
         1 => Just(Op::Reopen),
+        1 => Just(Op::Merge),
     ]
 }
 
@@ -63,6 +65,7 @@ impl Rig {
             Op::Freeze => self.freeze(),
             Op::ReplaceTop => self.replace_top(),
             Op::Reopen => self.disk = self.another(),
+            Op::Merge => self.merge(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::check::{Report, check};
-use crate::disk::{Disk, DiskError, EMPTY_BYTES, write_empty};
+use crate::disk::{Disk, DiskError, EMPTY_BYTES, merge, write_empty};
 
 pub const CLUSTER: u64 = 65536;
 /// Not a whole number of clusters, and four second-level tables of which the last is not full.
@@ -113,6 +113,16 @@ impl Rig {
         let below = File::open(self.layers.last().unwrap()).unwrap();
         self.disk.freeze(below, open(&path)).unwrap();
         self.layers.push(path);
+    }
+
+    /// Makes one of all frozen layers, which everybody who had them open goes on using.
+    pub fn merge(&mut self) {
+        let top = self.layers.pop().unwrap();
+        let frozen = self.layers.iter().map(|layer| File::open(layer).unwrap()).collect();
+        let path = self.new_layer();
+        merge(frozen, open(&path), BYTES).unwrap();
+        self.layers = vec![path, top];
+        self.disk = self.another();
     }
 
     /// Exchanges the top if that is possible. Sure to be if its file has not grown; a write that

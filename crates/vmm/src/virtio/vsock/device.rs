@@ -175,9 +175,6 @@ impl Vsock {
     /// Gives packets to the guest. True if the budget ended before them.
     fn receive(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<bool, Broken> {
         self.wants_read = false;
-        if self.reset != Reset::Settled {
-            return Ok(false);
-        }
         let mut packet = [0; HEADER_LEN + MAX_PAYLOAD];
         for _ in 0..BUDGET {
             let Some(chain) = queue.pop(memory)? else { return Ok(false) };
@@ -273,6 +270,10 @@ impl Device for Vsock {
             return Err(Broken("a socket device has three queues"));
         };
         self.announce_reset(event, memory)?;
+        if self.reset != Reset::Settled {
+            self.wants_read = false;
+            return Ok(false);
+        }
         self.transmit(transmit, memory)?;
         let flushed = self.host.flush();
         self.taken(flushed);

@@ -30,8 +30,8 @@
 //!
 //! **After a reset nothing is established** until the guest has dropped its own connections. It
 //! does so when it handles the event, at a time of its choice, and drops all that it has by then:
-//! a connection that was made too early would end on its side and stay on ours. So the receive
-//! queue rests until the event's buffer has come back:
+//! a connection that was made too early would end on its side and stay on ours. So the queues of
+//! packets rest until the event's buffer has come back, and there is no connection meanwhile:
 //!
 //! ```text
 //!              reset_transport              a buffer for the event
@@ -41,7 +41,7 @@
 //!      └───────────────────── the buffer came back ──────────────────┘
 //! ```
 //!
-//! Owed lasts until there is a buffer, however late the driver starts; the queue rests meanwhile,
+//! Owed lasts until there is a buffer, however late the driver starts; the queues rest meanwhile,
 //! because it is the event that ends the rest. A snapshot that is taken in Told stays in Told, with
 //! the same event: another one would be answered with the first one's buffer.
 
