@@ -81,7 +81,7 @@ fn understand(kind: Kind, payload: &[u8]) {
         Kind::Welcome => again::<Welcome>(kind, payload),
         Kind::Request => again::<Sealed>(kind, payload),
         Kind::Reply => again::<Outcome>(kind, payload),
-        Kind::Data | Kind::Eof | Kind::Credit | Kind::Reset => {}
+        Kind::Data | Kind::Eof | Kind::Credit | Kind::Reset | Kind::Ready => {}
     }
 }
 

@@ -3,6 +3,8 @@
 //! `cargo run --example seeds` in this folder makes `corpus/` what it is, but for inputs that were
 //! once findings, which are added by hand and stay.
 
+mod gateway;
+
 use std::fs;
 use std::path::Path;
 
@@ -36,6 +38,7 @@ fn main() {
     qcow2();
     boot_kernel();
     agent_frames();
+    gateway::seeds();
 }
 
 fn seed(target: &str, name: &str, bytes: &[u8]) {
@@ -176,6 +179,10 @@ fn vsock() {
     let again = event.clone().offer(2, 1, &[(0xb000, 8, true)]).work();
     let reset = [&connected.turn()[..], &[1], &event.turn(), &again.turn()].concat();
     seed("vsock", "reset", &reset);
+    // Asks for a connection before it has given the event's buffer back.
+    let early = send(Driver::default(), 1, 0).check().turn();
+    let told = [&connected.turn()[..], &[1], &event.turn()].concat();
+    seed("vsock", "early", &[&told[..], &early, &again.turn()].concat());
     seed("vsock", "replaced", &[&talks.turn()[..], &[0], &host, &[5]].concat());
 }
 
