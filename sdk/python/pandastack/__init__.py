@@ -41,6 +41,7 @@ from .exceptions import (
 )
 from .explore import BranchOutcome, Candidate, ExploreResult, explore
 from .functions import FunctionsAPI
+from .records import Egress
 from .sandbox import (
     CodeContext,
     ExecResult,
@@ -78,6 +79,7 @@ __all__ = [
     "CreateCancelled",
     "CreateRetryEvent",
     "DatabasesAPI",
+    "Egress",
     "ExecInterrupted",
     "ExecResult",
     "Execution",

@@ -23,6 +23,7 @@ from ._drive import CancelEvent, Driver, check_cancel_event
 from .apps import AppsAPI
 from .databases import DatabasesAPI
 from .functions import FunctionsAPI
+from .records import Egress
 from .sandbox import Sandbox
 from .schedules import SchedulesAPI
 from .snapshots import SnapshotsAPI
@@ -159,6 +160,8 @@ class SandboxAPI:
         from_snapshot: Optional[str] = None,
         volumes: Optional[Sequence[Mapping[str, Any]]] = None,
         *,
+        egress: Optional[Egress] = None,
+        disk_mb: Optional[int] = None,
         cancel: Optional[CancelEvent] = None,
     ) -> Sandbox:
         """Makes a sandbox; see `Sandbox.create`."""
@@ -166,11 +169,13 @@ class SandboxAPI:
             template,
             cpu=cpu,
             memory_mb=memory_mb,
+            disk_mb=disk_mb,
             metadata=metadata,
             ttl_seconds=ttl_seconds,
             persistent=persistent,
             from_snapshot=from_snapshot,
             volumes=volumes,
+            egress=egress,
             cancel=cancel,
             client=self._client,
         )
@@ -188,10 +193,11 @@ class SandboxAPI:
         sandbox_id: str,
         metadata: Optional[Mapping[str, str]] = None,
         *,
+        egress: Optional[Egress] = None,
         cancel: Optional[CancelEvent] = None,
     ) -> Sandbox:
         """Forks a sandbox; retried and cancelled like a create."""
-        flow = sandboxes.fork(sandbox_id, metadata, self._client._patience(cancel))
+        flow = sandboxes.fork(sandbox_id, metadata, self._client._patience(cancel), egress)
         return Sandbox.from_dict(self._client._run(flow), self._client)
 
     def fork_tree(
@@ -200,10 +206,12 @@ class SandboxAPI:
         count: int,
         metadata: Optional[Mapping[str, str]] = None,
         *,
+        egress: Optional[Egress] = None,
         cancel: Optional[CancelEvent] = None,
     ) -> List[Sandbox]:
         """Forks a sandbox ``count`` times at one moment; retried and cancelled like a create."""
-        flow = sandboxes.fork_tree(sandbox_id, count, metadata, self._client._patience(cancel))
+        patience = self._client._patience(cancel)
+        flow = sandboxes.fork_tree(sandbox_id, count, metadata, patience, egress)
         return [Sandbox.from_dict(info, self._client) for info in self._client._run(flow)]
 
     def promote(

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Union
+
+#: What a sandbox may reach, as the API takes and gives it: ``"none"``, or an object such as
+#: ``{"allow": [{"host": "pypi.org"}]}``.
+Egress = Union[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,12 @@ class Port:
     label: Optional[str] = None
     listening: bool = True
     source: str = "detected"
+    #: Its address below the API's, for holders of a key.
     proxy_url: Optional[str] = None
+    #: Whether anybody may reach it, without a key.
+    public: bool = False
+    #: The address of its own site, as the server knows it.
+    preview_url: Optional[str] = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Port:
@@ -178,6 +187,8 @@ class Port:
             listening=bool(data.get("listening", True)),
             source=str(data.get("source") or "detected"),
             proxy_url=data.get("proxy_url"),
+            public=bool(data.get("public", False)),
+            preview_url=data.get("preview_url"),
         )
 
 
@@ -294,10 +305,12 @@ class SandboxInfo:
     engine: Optional[str] = None
     #: How strong the wall around it is: ``hardware`` or ``emulated``.
     isolation: Optional[str] = None
-    #: What it may reach: ``none`` is nothing at all.
-    egress: Optional[str] = None
+    #: What it may reach: ``"none"`` is nothing at all, else an object with ``allow``.
+    egress: Optional[Egress] = None
     #: Why it ended, once it has.
     end_reason: Optional[str] = None
+    #: Writable disk in MiB.
+    disk_mb: Optional[int] = None
 
 
 def sandbox_fields(data: Mapping[str, Any], persistent: bool = False) -> Dict[str, Any]:
@@ -329,4 +342,5 @@ _AS_SENT = (
     "isolation",
     "egress",
     "end_reason",
+    "disk_mb",
 )

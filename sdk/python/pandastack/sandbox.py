@@ -23,6 +23,7 @@ from typing import (
 )
 
 from ._core import cells, commands, ports, sandboxes
+from ._core import egress as egress_flows
 from ._core.streams import ExecStream, LogLines, text_lines
 from ._default import get_default_client, set_default_client
 from .code_context import CodeContext
@@ -30,6 +31,7 @@ from .commands import SandboxCommands
 from .exceptions import APIConnectionError, NotFoundError, PandastackError
 from .filesystem import SandboxFilesystem
 from .records import (
+    Egress,
     ExecResult,
     Execution,
     FileInfo,
@@ -97,13 +99,17 @@ class Sandbox(SandboxInfo):
         from_snapshot: Optional[str] = None,
         volumes: Optional[Sequence[Mapping[str, Any]]] = None,
         *,
+        egress: Optional[Egress] = None,
+        disk_mb: Optional[int] = None,
         cancel: Optional[CancelEvent] = None,
         client: Optional[Client] = None,
     ) -> S:
         """Makes a sandbox and returns when its guest is ready.
 
-        ``cpu`` and ``memory_mb`` default to the template's. ``ttl_seconds`` ends it after that
-        time whatever happens; 0 is no limit. ``from_snapshot`` takes the place of ``template``.
+        ``cpu``, ``memory_mb`` and ``disk_mb`` default to the template's. The first sandbox of a
+        size takes longer: the server prepares it. ``ttl_seconds`` ends it after that time
+        whatever happens; 0 is no limit. ``from_snapshot`` takes the place of ``template``.
+        ``egress`` is what it may reach, nothing unless it is given: see `set_egress`.
 
         A server without room is asked again within the client's ``max_create_retry_seconds``.
         ``cancel``, an event such as `threading.Event`, ends that early with `CreateCancelled`;
@@ -111,7 +117,16 @@ class Sandbox(SandboxInfo):
         """
         client = client or get_default_client()
         body = sandboxes.create_body(
-            template, cpu, memory_mb, metadata, ttl_seconds, persistent, from_snapshot, volumes
+            template,
+            cpu,
+            memory_mb,
+            metadata,
+            ttl_seconds,
+            persistent,
+            from_snapshot,
+            volumes,
+            egress,
+            disk_mb,
         )
         info = client._run(sandboxes.create(body, client._patience(cancel)))
         return cls.from_dict(info, client, persistent)
@@ -230,6 +245,43 @@ class Sandbox(SandboxInfo):
             for chunk in chunks:
                 yield from lines.feed(chunk)
 
+    def get_egress(self) -> Egress:
+        """What it may reach: ``"none"``, or a policy in its one spelling."""
+        self.egress = self.client._run(egress_flows.get(self.id))
+        return self.egress
+
+    def set_egress(self, policy: Egress) -> Egress:
+        """Changes what it may reach, also while it is paused, and returns it in its one spelling.
+
+        ``policy`` is ``"none"`` or a mapping such as ``{"allow": [{"host": "pypi.org"}]}``, and
+        replaces the one before. It is in force when this returns, and connections that it
+        forbids are closed.
+        """
+        self.egress = self.client._run(egress_flows.put(self.id, policy))
+        return self.egress
+
+    def egress_log(
+        self, tail: Optional[int] = None, *, after: Optional[int] = None
+    ) -> List[Dict[str, Any]]:
+        """What it tried to reach lately, and what was decided, oldest first.
+
+        An entry has ``number``, ``time``, ``kind``, ``verdict`` (``allow``, ``deny`` or
+        ``close``) and ``reason``, and where they are known ``name``, ``address``, ``port``,
+        ``rule``, ``bytes_up`` and ``bytes_down``. ``tail`` asks for the last ones only, ``after``
+        for those behind the entry with that number.
+        """
+        return self.client._run(egress_flows.log(self.id, tail, after))
+
+    def follow_egress_log(
+        self, tail: Optional[int] = None, *, after: Optional[int] = None
+    ) -> Iterator[Dict[str, Any]]:
+        """The entries of `egress_log`, and then those to come, until it ends."""
+        decisions = egress_flows.Decisions()
+        request = egress_flows.follow_request(self.id, tail, after)
+        with self.client._stream(request) as chunks:
+            for chunk in chunks:
+                yield from decisions.feed(chunk)
+
     def events(self, tail: int = 50) -> List[Dict[str, Any]]:
         """What happened to it lately, as ``{time, sandbox_id, type, payload}``."""
         return self.client._run(sandboxes.events(self.id, tail))
@@ -274,11 +326,15 @@ class Sandbox(SandboxInfo):
         self: S,
         metadata: Optional[Mapping[str, str]] = None,
         *,
+        egress: Optional[Egress] = None,
         cancel: Optional[CancelEvent] = None,
     ) -> S:
-        """A copy of it as it is now: memory, files, processes. Retried like a create."""
+        """A copy of it as it is now: memory, files, processes. Retried like a create.
+
+        It may reach what this one may, or what ``egress`` says.
+        """
         client = self.client
-        flow = sandboxes.fork(self.id, metadata, client._patience(cancel))
+        flow = sandboxes.fork(self.id, metadata, client._patience(cancel), egress)
         return type(self).from_dict(client._run(flow), client)
 
     def fork_tree(
@@ -286,11 +342,14 @@ class Sandbox(SandboxInfo):
         count: int,
         metadata: Optional[Mapping[str, str]] = None,
         *,
+        egress: Optional[Egress] = None,
         cancel: Optional[CancelEvent] = None,
     ) -> List[S]:
-        """``count`` copies of one moment; fewer when the host has no room for all."""
+        """``count`` copies of one moment; fewer when the host has no room for all. They may reach
+        what this one may, or what ``egress`` says."""
         client = self.client
-        flow = sandboxes.fork_tree(self.id, count, metadata, client._patience(cancel))
+        patience = client._patience(cancel)
+        flow = sandboxes.fork_tree(self.id, count, metadata, patience, egress)
         return [type(self).from_dict(info, client) for info in client._run(flow)]
 
     def promote(
@@ -327,16 +386,22 @@ class Sandbox(SandboxInfo):
         """The ports that are listed or found listening."""
         return self.client._run(ports.ports(self.id))
 
-    def expose_port(self, port: int, label: Optional[str] = None) -> Port:
-        """Lists a port."""
-        return self.client._run(ports.expose_port(self.id, port, label))
+    def expose_port(
+        self, port: int, label: Optional[str] = None, *, public: bool = False
+    ) -> Port:
+        """Lists a port. A public one needs no key: anybody who knows its address may reach it."""
+        return self.client._run(ports.expose_port(self.id, port, label, public))
 
     def close_port(self, port: int) -> None:
         """Takes a port off the list."""
         self.client._run(ports.close_port(self.id, port))
 
     def preview_url(self, port: int, scheme: str = "https") -> str:
-        """A port's public address; the host is ``client.preview_host`` when that is set."""
+        """The address of a port's own site; the host is ``client.preview_host`` when that is set.
+
+        It opens nothing: a port that is not public needs a key, or the address of a
+        `preview_token`.
+        """
         client = self.client
         return ports.preview_url(self.id, port, scheme, client.api_url, client.preview_host)
 
@@ -349,6 +414,13 @@ class Sandbox(SandboxInfo):
     ) -> Dict[str, Any]:
         """A signed address of a port for a limited time: ``{url, token, expires_at, ...}``."""
         return self.client._run(ports.preview_token(self.id, port, ttl_seconds, paths))
+
+    def traffic_token(self, *, rotate: bool = False) -> str:
+        """The token that opens every port, as ``X-Panda-Traffic-Token`` or ``?token=``.
+
+        ``rotate`` voids every token and signed address that was given out before.
+        """
+        return self.client._run(ports.traffic_token(self.id, rotate))
 
     def refresh(self: S) -> S:
         """Asks for its fields again, in place."""

@@ -283,6 +283,7 @@ def test_the_rest_of_a_sandbox(fake: Fake) -> None:
     fake.on("POST", f"{HERE}/ports", Answer(201, {"port": 80}))
     fake.on("DELETE", f"{HERE}/ports/80", Answer(204))
     fake.on("POST", f"{HERE}/preview-token", Answer(200, {"url": "u"}))
+    fake.on("GET", f"{HERE}/traffic-token", Answer(200, {"traffic_token": "pdt_1"}))
     fake.on("POST", f"{HERE}/snapshots", Answer(201, {"id": "snap"}))
     fake.on("POST", f"{HERE}/fork", Answer(201, SANDBOX))
     fake.on("POST", f"{HERE}/fork-tree", Answer(201, {"children": [SANDBOX]}))
@@ -304,6 +305,9 @@ def test_the_rest_of_a_sandbox(fake: Fake) -> None:
         await sandbox.close_port(80)
         assert list(await sandbox.preview_urls()) == [80]
         assert await sandbox.preview_token(80) == {"url": "u"}
+        assert await sandbox.traffic_token() == "pdt_1"
+        assert sandbox.preview_url(80).startswith(f"http://80-{sandbox.id}.localhost:")
+        assert (await sandbox.expose_port(80, public=True)).port == 80
         assert await sandbox.snapshot() == "snap"
         assert (await sandbox.fork({"a": "b"})).id == sandbox.id
         assert len(await sandbox.fork_tree(1)) == 1

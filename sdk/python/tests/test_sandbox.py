@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -25,6 +26,7 @@ def test_create_sends_what_was_asked_for_and_nothing_else(fake: Fake, client: Cl
         "base",
         cpu=2,
         memory_mb=1024,
+        disk_mb=4096,
         metadata={"a": "b"},
         ttl_seconds=0,
         persistent=True,
@@ -38,6 +40,7 @@ def test_create_sends_what_was_asked_for_and_nothing_else(fake: Fake, client: Cl
         "template": "base",
         "cpu": 2,
         "memory_mb": 1024,
+        "disk_mb": 4096,
         "metadata": {"a": "b"},
         "ttl_seconds": 0,
         "persistent": True,
@@ -185,6 +188,15 @@ def test_ports(fake: Fake, sandbox: Sandbox) -> None:
     ]
     assert sandbox.expose_port(8000, "web").proxy_url == "/p"
     assert fake.only("POST", where).json == {"port": 8000, "label": "web"}
+    public = {**listed, "public": True, "preview_url": "http://8000-x.localhost"}
+    fake.on("POST", where, Answer(201, public))
+    port = sandbox.expose_port(8000, public=True)
+    assert (port.public, port.preview_url) == (True, "http://8000-x.localhost")
+    assert fake.requests("POST", where)[-1].json == {"port": 8000, "public": True}
+    fake.on("GET", f"{HERE}/traffic-token", Answer(200, {"traffic_token": "pdt_1"}))
+    fake.on("POST", f"{HERE}/traffic-token", Answer(200, {"traffic_token": "pdt_2"}))
+    assert sandbox.traffic_token() == "pdt_1"
+    assert sandbox.traffic_token(rotate=True) == "pdt_2"
     sandbox.close_port(8000)
     assert sandbox.preview_token(8000, paths=["/a"])["url"] == "http://x/p/t"
     sent = fake.only("POST", f"{HERE}/preview-token").json
@@ -196,11 +208,14 @@ def test_preview_urls_are_made_here(
     sandbox: Sandbox, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"8000-{sandbox.id}"
-    assert sandbox.preview_url(8000) == f"https://{name}.127.0.0.1"
+    here = f"{name}.localhost:{urlsplit(client.api_url).port}"
+    assert sandbox.preview_url(8000) == f"http://{here}"
     client.api_url = "https://api.example.test:8443/v1"
     assert sandbox.preview_url(8000, scheme="http") == f"http://{name}.example.test"
     monkeypatch.setenv("PANDASTACK_PREVIEW_HOST", ".env.test")
     assert sandbox.preview_url(8000) == f"https://{name}.env.test"
+    monkeypatch.setenv("PANDASTACK_PREVIEW_HOST", "http://env.test:81/")
+    assert sandbox.preview_url(8000) == f"http://{name}.env.test:81"
     client.preview_host = "mine.test:8080"
     assert sandbox.preview_url(8000) == f"https://{name}.mine.test:8080"
     for port in (0, 65536, "80"):

@@ -14,7 +14,7 @@ from .warmup import warmed_up
 from .wire import Flow, Request, path
 
 #: Silence that a stream of output may keep: servers send a comment every few seconds.
-_STREAM_PATIENCE = 900.0
+STREAM_PATIENCE = 900.0
 # A server ends a command when its time is up; the answer needs a moment more. The answer to a
 # command without a limit begins in time for clients that give up after 30 seconds.
 _SILENT_SECONDS = 30.0
@@ -101,7 +101,7 @@ def exec_stream_request(sandbox_id: str, command: Command) -> Request:
         path("sandboxes", sandbox_id, "exec", "stream"),
         json=command.body(),
         headers={"Accept": "text/event-stream"},
-        patience=max(_STREAM_PATIENCE, command.patience()),
+        patience=max(STREAM_PATIENCE, command.patience()),
     )
 
 
@@ -125,5 +125,5 @@ def logs_request(sandbox_id: str, stream: str, follow: bool, tail: Optional[int]
         path("sandboxes", sandbox_id, "logs"),
         params=params,
         headers={"Accept": "text/event-stream" if follow else "text/plain"},
-        patience=_STREAM_PATIENCE if follow else 0.0,
+        patience=STREAM_PATIENCE if follow else 0.0,
     )

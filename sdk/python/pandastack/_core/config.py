@@ -48,13 +48,17 @@ class Settings:
         return {"limits": limits, "trust_env": not self._is_local()}
 
     def _is_local(self) -> bool:
-        host = urlsplit(self.api_url).hostname or ""
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_this_machine(urlsplit(self.api_url).hostname or "")
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host of an address is the machine that we are on."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _config_file() -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ..records import Port
 from .answers import as_list, call, object_call, void_call
+from .config import is_this_machine
 from .wire import Flow, Request, path
 
 
@@ -19,11 +20,13 @@ def ports(sandbox_id: str) -> Flow[List[Port]]:
     return [Port.from_dict(item if isinstance(item, dict) else {"port": item}) for item in items]
 
 
-def expose_port(sandbox_id: str, port: int, label: Optional[str]) -> Flow[Port]:
-    """Lists a port."""
+def expose_port(sandbox_id: str, port: int, label: Optional[str], public: bool) -> Flow[Port]:
+    """Lists a port; what is not said to be public is private."""
     body: Dict[str, Any] = {"port": port}
     if label is not None:
         body["label"] = label
+    if public:
+        body["public"] = True
     where = path("sandboxes", sandbox_id, "ports")
     answer = yield from object_call(Request("POST", where, json=body))
     return Port.from_dict({**body, "source": "user", **answer})
@@ -44,18 +47,34 @@ def preview_token(
     return object_call(Request("POST", path("sandboxes", sandbox_id, "preview-token"), json=body))
 
 
+def traffic_token(sandbox_id: str, rotate: bool) -> Flow[str]:
+    """The token that opens every port of a sandbox; a new one voids all that were given out."""
+    where = path("sandboxes", sandbox_id, "traffic-token")
+    answer = yield from object_call(Request("POST" if rotate else "GET", where))
+    return str(answer.get("traffic_token") or "")
+
+
 def preview_url(
     sandbox_id: str, port: int, scheme: str, api_url: str, preview_host: Optional[str]
 ) -> str:
-    """A port's public address, ``{scheme}://{port}-{id}.{host}``: the id is the secret in it.
+    """The address of a port's own site, ``{scheme}://{port}-{id}.{host}``.
 
     The host is ``preview_host``, else ``PANDASTACK_PREVIEW_HOST``, else the API's host without a
-    leading ``api.``.
+    leading ``api.``. A server on this machine shows its sandboxes below ``localhost``, at the port
+    and with the scheme of its API, and so does a host that is given with them. It opens nothing: a port that is not public needs a key, or the address
+    of a `preview_token`.
     """
     if not isinstance(port, int) or not 1 <= port <= 65535:
         raise ValueError(f"port must be 1-65535, got {port!r}")
     host = (preview_host or os.getenv("PANDASTACK_PREVIEW_HOST") or "").strip().lstrip(".")
+    said, _, host = host.rpartition("://")
+    host = host.rstrip("/")
     if not host:
-        host = urlsplit(api_url).hostname or "localhost"
-        host = host[len("api.") :] if host.startswith("api.") else host
-    return f"{scheme}://{port}-{sandbox_id}.{host}"
+        api = urlsplit(api_url)
+        host = api.hostname or "localhost"
+        if is_this_machine(host):
+            said = api.scheme
+            host = "localhost" if api.port is None else f"localhost:{api.port}"
+        elif host.startswith("api."):
+            host = host[len("api.") :]
+    return f"{said or scheme}://{port}-{sandbox_id}.{host}"

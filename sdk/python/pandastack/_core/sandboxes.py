@@ -7,6 +7,8 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ..exceptions import ServerError
+from ..records import Egress
+from . import egress as policies
 from .answers import as_list, as_object, call, object_call, objects_call, void_call
 from .capacity import Patience, create_call
 from .wire import Flow, Reply, Request, path
@@ -26,6 +28,8 @@ def create_body(
     persistent: bool = False,
     from_snapshot: Optional[str] = None,
     volumes: Optional[Sequence[Mapping[str, Any]]] = None,
+    egress: Optional[Egress] = None,
+    disk_mb: Optional[int] = None,
 ) -> Info:
     """The body of a create: what was asked for and nothing else."""
     body: Info = {"template": template}
@@ -41,8 +45,10 @@ def create_body(
     optional = {
         "cpu": cpu,
         "memory_mb": memory_mb,
+        "disk_mb": disk_mb,
         "ttl_seconds": ttl_seconds,
         "from_snapshot": from_snapshot,
+        "egress": None if egress is None else policies.body(egress),
     }
     body.update((name, value) for name, value in optional.items() if value is not None)
     return body
@@ -68,10 +74,15 @@ def delete(sandbox_id: str) -> Flow[None]:
     return void_call(Request("DELETE", path("sandboxes", sandbox_id)))
 
 
-def fork(parent: str, metadata: Optional[Mapping[str, str]], patience: Patience) -> Flow[Info]:
+def fork(
+    parent: str,
+    metadata: Optional[Mapping[str, str]],
+    patience: Patience,
+    egress: Optional[Egress] = None,
+) -> Flow[Info]:
     """Forks a sandbox once. The child is in ``sandbox``, first of ``children``, or the body."""
-    body = None if metadata is None else {"metadata": dict(metadata)}
-    request = Request("POST", path("sandboxes", parent, "fork"), json=body)
+    body = _fork_body(metadata, egress)
+    request = Request("POST", path("sandboxes", parent, "fork"), json=body or None)
     answer = as_object((yield from create_call(request, patience)))
     children = answer.get("children") or []
     child = answer.get("sandbox") or (children[0] if children else answer)
@@ -79,18 +90,29 @@ def fork(parent: str, metadata: Optional[Mapping[str, str]], patience: Patience)
 
 
 def fork_tree(
-    parent: str, count: int, metadata: Optional[Mapping[str, str]], patience: Patience
+    parent: str,
+    count: int,
+    metadata: Optional[Mapping[str, str]],
+    patience: Patience,
+    egress: Optional[Egress] = None,
 ) -> Flow[List[Info]]:
     """Forks a sandbox ``count`` times at one moment; fewer children are a partial success."""
-    body: Info = {"count": count}
-    if metadata is not None:
-        body["metadata"] = dict(metadata)
+    body: Info = {"count": count, **_fork_body(metadata, egress)}
     request = Request("POST", path("sandboxes", parent, "fork-tree"), json=body)
     reply = yield from create_call(request, patience)
     infos = []
     for child in as_list(reply, "children", "items", "sandboxes"):
         infos.append((yield from _child(child, parent)))
     return infos
+
+
+def _fork_body(metadata: Optional[Mapping[str, str]], egress: Optional[Egress]) -> Info:
+    body: Info = {}
+    if metadata is not None:
+        body["metadata"] = dict(metadata)
+    if egress is not None:
+        body["egress"] = policies.body(egress)
+    return body
 
 
 def promote(sandbox_id: str, cleanup_siblings: bool, tree_id: Optional[str]) -> Flow[Info]:

@@ -29,7 +29,7 @@ class Request:
     #: Below ``/v1``, already escaped: see `path`.
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
-    json: Optional[Mapping[str, Any]] = None
+    json: Union[Mapping[str, Any], str, None] = None
     content: Optional[bytes] = None
     form: Optional[Mapping[str, str]] = None
     files: Optional[Mapping[str, Any]] = None

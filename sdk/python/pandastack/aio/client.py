@@ -15,6 +15,7 @@ from .._core.answers import call, decode
 from .._core.capacity import CreateRetryEvent, Patience, budget_seconds
 from .._core.config import Settings
 from .._core.wire import Endpoint, Flow, Request, T
+from ..records import Egress
 from ._drive import AsyncDriver, check_cancel_event
 from .resources import AsyncSnapshotsAPI, AsyncTemplatesAPI, AsyncTokensAPI, AsyncVolumesAPI
 from .sandbox import AsyncSandbox
@@ -124,6 +125,8 @@ class AsyncSandboxAPI:
         from_snapshot: Optional[str] = None,
         volumes: Optional[Sequence[Mapping[str, Any]]] = None,
         *,
+        egress: Optional[Egress] = None,
+        disk_mb: Optional[int] = None,
         cancel: Optional[asyncio.Event] = None,
     ) -> AsyncSandbox:
         """Makes a sandbox; see `Sandbox.create`."""
@@ -131,11 +134,13 @@ class AsyncSandboxAPI:
             template,
             cpu=cpu,
             memory_mb=memory_mb,
+            disk_mb=disk_mb,
             metadata=metadata,
             ttl_seconds=ttl_seconds,
             persistent=persistent,
             from_snapshot=from_snapshot,
             volumes=volumes,
+            egress=egress,
             cancel=cancel,
             client=self._client,
         )
@@ -153,10 +158,11 @@ class AsyncSandboxAPI:
         sandbox_id: str,
         metadata: Optional[Mapping[str, str]] = None,
         *,
+        egress: Optional[Egress] = None,
         cancel: Optional[asyncio.Event] = None,
     ) -> AsyncSandbox:
         """Forks a sandbox; retried and cancelled like a create."""
-        flow = sandboxes.fork(sandbox_id, metadata, self._client._patience(cancel))
+        flow = sandboxes.fork(sandbox_id, metadata, self._client._patience(cancel), egress)
         return AsyncSandbox.from_dict(await self._client._run(flow), self._client)
 
     async def fork_tree(
@@ -165,10 +171,12 @@ class AsyncSandboxAPI:
         count: int,
         metadata: Optional[Mapping[str, str]] = None,
         *,
+        egress: Optional[Egress] = None,
         cancel: Optional[asyncio.Event] = None,
     ) -> List[AsyncSandbox]:
         """Forks a sandbox ``count`` times at one moment; retried and cancelled like a create."""
-        flow = sandboxes.fork_tree(sandbox_id, count, metadata, self._client._patience(cancel))
+        patience = self._client._patience(cancel)
+        flow = sandboxes.fork_tree(sandbox_id, count, metadata, patience, egress)
         return [
             AsyncSandbox.from_dict(info, self._client) for info in await self._client._run(flow)
         ]

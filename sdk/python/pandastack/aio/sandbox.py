@@ -26,9 +26,10 @@ from typing import (
 )
 
 from .._core import cells, commands, ports, sandboxes
+from .._core import egress as egress_flows
 from .._core.streams import ExecStream, LogLines, text_lines
 from ..exceptions import APIConnectionError, NotFoundError, PandastackError
-from ..records import ExecResult, Port, SandboxInfo, sandbox_fields
+from ..records import Egress, ExecResult, Port, SandboxInfo, sandbox_fields
 from .code_context import AsyncCodeContext
 from .default import get_default_async_client
 from .filesystem import AsyncSandboxCommands, AsyncSandboxFilesystem
@@ -76,13 +77,24 @@ class AsyncSandbox(SandboxInfo):
         from_snapshot: Optional[str] = None,
         volumes: Optional[Sequence[Mapping[str, Any]]] = None,
         *,
+        egress: Optional[Egress] = None,
+        disk_mb: Optional[int] = None,
         cancel: Optional[asyncio.Event] = None,
         client: Optional[AsyncClient] = None,
     ) -> S:
         """Makes a sandbox and returns when its guest is ready."""
         client = client or get_default_async_client()
         body = sandboxes.create_body(
-            template, cpu, memory_mb, metadata, ttl_seconds, persistent, from_snapshot, volumes
+            template,
+            cpu,
+            memory_mb,
+            metadata,
+            ttl_seconds,
+            persistent,
+            from_snapshot,
+            volumes,
+            egress,
+            disk_mb,
         )
         info = await client._run(sandboxes.create(body, client._patience(cancel)))
         return cls.from_dict(info, client, persistent)
@@ -192,6 +204,33 @@ class AsyncSandbox(SandboxInfo):
                 for line in lines.feed(chunk):
                     yield line
 
+    async def get_egress(self) -> Egress:
+        """What it may reach."""
+        self.egress = await self.client._run(egress_flows.get(self.id))
+        return self.egress
+
+    async def set_egress(self, policy: Egress) -> Egress:
+        """Changes what it may reach, and returns it in its one spelling."""
+        self.egress = await self.client._run(egress_flows.put(self.id, policy))
+        return self.egress
+
+    async def egress_log(
+        self, tail: Optional[int] = None, *, after: Optional[int] = None
+    ) -> List[Dict[str, Any]]:
+        """What it tried to reach lately, and what was decided, oldest first."""
+        return await self.client._run(egress_flows.log(self.id, tail, after))
+
+    async def follow_egress_log(
+        self, tail: Optional[int] = None, *, after: Optional[int] = None
+    ) -> AsyncIterator[Dict[str, Any]]:
+        """The entries of `egress_log`, and then those to come, until it ends."""
+        decisions = egress_flows.Decisions()
+        request = egress_flows.follow_request(self.id, tail, after)
+        async with self.client._stream(request) as chunks:
+            async for chunk in chunks:
+                for entry in decisions.feed(chunk):
+                    yield entry
+
     async def events(self, tail: int = 50) -> List[Dict[str, Any]]:
         """What happened to it lately, as ``{time, sandbox_id, type, payload}``."""
         return await self.client._run(sandboxes.events(self.id, tail))
@@ -236,11 +275,12 @@ class AsyncSandbox(SandboxInfo):
         self: S,
         metadata: Optional[Mapping[str, str]] = None,
         *,
+        egress: Optional[Egress] = None,
         cancel: Optional[asyncio.Event] = None,
     ) -> S:
         """A copy of it as it is now."""
         client = self.client
-        flow = sandboxes.fork(self.id, metadata, client._patience(cancel))
+        flow = sandboxes.fork(self.id, metadata, client._patience(cancel), egress)
         return type(self).from_dict(await client._run(flow), client)
 
     async def fork_tree(
@@ -248,11 +288,13 @@ class AsyncSandbox(SandboxInfo):
         count: int,
         metadata: Optional[Mapping[str, str]] = None,
         *,
+        egress: Optional[Egress] = None,
         cancel: Optional[asyncio.Event] = None,
     ) -> List[S]:
         """``count`` copies of one moment."""
         client = self.client
-        flow = sandboxes.fork_tree(self.id, count, metadata, client._patience(cancel))
+        patience = client._patience(cancel)
+        flow = sandboxes.fork_tree(self.id, count, metadata, patience, egress)
         return [type(self).from_dict(info, client) for info in await client._run(flow)]
 
     async def promote(
@@ -283,16 +325,18 @@ class AsyncSandbox(SandboxInfo):
         """The ports that are listed or found listening."""
         return await self.client._run(ports.ports(self.id))
 
-    async def expose_port(self, port: int, label: Optional[str] = None) -> Port:
-        """Lists a port."""
-        return await self.client._run(ports.expose_port(self.id, port, label))
+    async def expose_port(
+        self, port: int, label: Optional[str] = None, *, public: bool = False
+    ) -> Port:
+        """Lists a port. A public one needs no key: anybody who knows its address may reach it."""
+        return await self.client._run(ports.expose_port(self.id, port, label, public))
 
     async def close_port(self, port: int) -> None:
         """Takes a port off the list."""
         await self.client._run(ports.close_port(self.id, port))
 
     def preview_url(self, port: int, scheme: str = "https") -> str:
-        """A port's public address. Nothing is sent, so nothing is awaited."""
+        """The address of a port's own site. Nothing is sent, so nothing is awaited."""
         client = self.client
         return ports.preview_url(self.id, port, scheme, client.api_url, client.preview_host)
 
@@ -305,6 +349,13 @@ class AsyncSandbox(SandboxInfo):
     ) -> Dict[str, Any]:
         """A signed address of a port for a limited time."""
         return await self.client._run(ports.preview_token(self.id, port, ttl_seconds, paths))
+
+    async def traffic_token(self, *, rotate: bool = False) -> str:
+        """The token that opens every port, as ``X-Panda-Traffic-Token`` or ``?token=``.
+
+        ``rotate`` voids every token and signed address that was given out before.
+        """
+        return await self.client._run(ports.traffic_token(self.id, rotate))
 
     async def refresh(self: S) -> S:
         """Asks for its fields again, in place."""
