@@ -2,9 +2,9 @@
 """Forks and snapshots, as the published library knows them."""
 
 import pytest
-from pandastack import NotFoundError, Sandbox
+from pandastack import NotFoundError, Sandbox, explore
 
-from conftest import kill
+from conftest import is_gone, kill
 
 
 @pytest.fixture
@@ -64,3 +64,39 @@ def test_a_snapshot_outlives_its_sandbox(parent, client, create):
         client.snapshots.get(snapshot)
     with pytest.raises(NotFoundError):
         Sandbox.create(template="base", from_snapshot=snapshot)
+
+
+def test_a_promoted_child_stays_and_its_siblings_go(parent, client):
+    children = parent.fork_tree(3)
+    winner = children[1]
+    try:
+        answer = client.sandboxes.promote(winner.id, cleanup_siblings=True)
+        assert answer["winner"] == winner.id
+        assert answer["tree_id"] == winner.metadata["fork_tree_id"]
+        assert (answer["deleted"], answer["failures"]) == ([children[0].id, children[2].id], {})
+        assert read(winner) == "disk\nmemory\n"
+        assert is_gone(client, children[0].id) and is_gone(client, children[2].id)
+        assert not is_gone(client, parent.id)
+    finally:
+        for child in children:
+            kill(child)
+
+
+def test_explore_keeps_the_best_of_some_tries(parent, client):
+    tries = ["echo first > /root/file", "exit 1", "echo third > /root/file; sleep 1"]
+    result = explore(parent, tries, ttl_seconds=300)
+    winner = result.winner
+    try:
+        assert result.winner_outcome.ok and not result.errors
+        assert (len(result.reaped), result.reap_failures) == (2, {})
+        left = [
+            listed.id
+            for listed in client.sandboxes.list()
+            if (listed.metadata or {}).get("fork_tree_id") == result.tree_id
+        ]
+        assert left == [winner.id]
+        assert not is_gone(client, parent.id)
+        # What won is not reaped with those that nobody would have promoted.
+        assert winner.lifecycle()["ttl_seconds"] != 300
+    finally:
+        kill(winner)

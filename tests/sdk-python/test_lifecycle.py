@@ -97,3 +97,37 @@ def test_a_paused_one_can_be_killed(create, client):
     sandbox.pause()
     sandbox.kill()
     assert is_gone(client, sandbox.id)
+
+
+def test_a_hibernated_one_sleeps_until_it_is_used(create, client):
+    sandbox = create()
+    sandbox.filesystem.write("/root/disk", b"disk")
+    sandbox.exec("echo memory > /dev/shm/memory; " + COUNTER)
+    eventually(lambda: sandbox.filesystem.exists("/tmp/count") and count(sandbox) > 3)
+    sandbox.hibernate()
+    for _ in range(2):
+        assert client.sandboxes.get(sandbox.id).status == "hibernated"
+    assert any(listed.id == sandbox.id for listed in client.sandboxes.list())
+    assert sandbox.exec("cat /root/disk /dev/shm/memory").stdout == "diskmemory\n"
+    assert client.sandboxes.get(sandbox.id).status == "running"
+    after = count(sandbox)
+    eventually(lambda: count(sandbox) > after)
+
+
+def test_hibernating_and_waking_twice(create, client):
+    sandbox = create()
+    sandbox.filesystem.write("/root/file", b"kept")
+    sandbox.hibernate()
+    sandbox.hibernate()
+    sandbox.wake()
+    sandbox.wake()
+    assert client.sandboxes.get(sandbox.id).status == "running"
+    sandbox.hibernate()
+    assert sandbox.filesystem.read("/root/file") == b"kept"
+
+
+def test_a_hibernated_one_can_be_killed(create, client):
+    sandbox = create()
+    sandbox.hibernate()
+    sandbox.kill()
+    assert is_gone(client, sandbox.id)

@@ -68,3 +68,17 @@ test("a paused one can be killed", async () => {
   await sandbox.kill();
   assert.ok(await isGone(sandbox.id));
 });
+
+test("a hibernated one sleeps until it is used", async () => {
+  const sandbox = await create();
+  await sandbox.filesystem.write("/root/file", "kept");
+  await sandbox.hibernate();
+  await sandbox.hibernate();
+  assert.equal((await Sandbox.get(sandbox.id)).status, "hibernated");
+  assert.equal((await sandbox.exec("cat /root/file")).stdout, "kept");
+  assert.equal((await Sandbox.get(sandbox.id)).status, "running");
+  await sandbox.hibernate();
+  await sandbox.wake();
+  await sandbox.wake();
+  assert.equal((await Sandbox.get(sandbox.id)).status, "running");
+});

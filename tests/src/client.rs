@@ -138,9 +138,14 @@ impl Client {
         if answer.status != 201 {
             bail!("create answered {} {}", answer.status, answer.text());
         }
+        self.made(&answer)
+    }
+
+    /// The sandbox of a create that was answered 201.
+    pub fn made(&self, answer: &Answer) -> Result<Sandbox> {
         let object = answer.json();
         let id = object["id"].as_str().context("a sandbox has an id")?.to_owned();
-        let server_timing = answer.server_timing;
+        let server_timing = answer.server_timing.clone();
         Ok(Sandbox { client: self.clone(), id, object, server_timing })
     }
 

@@ -6,8 +6,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use crate::{Server, descendants, open_descriptors};
+use anyhow::{Result, ensure};
+
+use crate::{Server, descendants, open_descriptors, wait_until};
 
 /// What a server has at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,23 @@ impl Footprint {
             mappings: maps.lines().count(),
             resident_mb: resident_kb.unwrap_or(0_usize) >> 10,
         }
+    }
+
+    /// What a server has once that does not change any more.
+    pub fn settled(server: &Server, within: Duration) -> Result<Self> {
+        const CALM: Duration = Duration::from_secs(3);
+        let mut last = Self::of(server);
+        let mut same_since = Instant::now();
+        let still = || {
+            let now = Self::of(server);
+            // Its memory is never quite the same twice.
+            if (Self { resident_mb: last.resident_mb, ..now }) != last {
+                (last, same_since) = (now, Instant::now());
+            }
+            same_since.elapsed() > CALM
+        };
+        ensure!(wait_until(within, still), "the server does not come to rest");
+        Ok(Self::of(server))
     }
 
     /// Whether nothing of what came after `before` is left: the same processes, directories and

@@ -6,6 +6,9 @@
 
 mod client;
 mod footprint;
+pub mod holder;
+pub mod lab;
+mod leavings;
 mod numbers;
 mod process;
 mod random;
@@ -16,10 +19,15 @@ mod surroundings;
 
 pub use client::{Answer, Client};
 pub use footprint::{Footprint, groups_of};
+pub use leavings::{ended_for, every_story_ends, names_in};
 pub use numbers::{Numbers, every};
-pub use process::{descendants, is_alive, kill, machines_below, open_descriptors, wait_until};
+pub use process::{
+    descendants, is_alive, kill, machines_below, open_descriptors, own_memory, wait_until,
+};
 pub use random::Random;
 pub use sandbox::{Sandbox, Tree};
 pub use server::{Options, Server};
 pub use stress::Stress;
-pub use surroundings::{deadline, engine, number, program, seconds, shared_data, skip, slowness};
+pub use surroundings::{
+    deadline, engine, faulty_program, number, program, seconds, shared_data, skip, slowness,
+};

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::surroundings::deadline;
 
@@ -61,12 +61,22 @@ fn parent_of(pid: u32) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// The name of a process; empty if there is none.
+pub fn name_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+/// Bytes of memory that are a process's own and no file's.
+pub fn own_memory(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("RssAnon")?;
+    Ok(kib.parse::<u64>()? * 1024)
+}
+
 /// Processes below `pid` that are QEMU.
 pub fn machines_below(pid: u32) -> usize {
-    let is_qemu = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("qemu"))
-    };
-    descendants(pid).iter().filter(|pid| is_qemu(pid)).count()
+    descendants(pid).iter().filter(|pid| name_of(**pid).starts_with("qemu")).count()
 }
 
 /// Number of open descriptors of a process.

@@ -76,6 +76,18 @@ impl Sandbox {
         Ok(Tree { children, object, server_timing: answer.server_timing.clone() })
     }
 
+    /// Forks it, into one child with a policy of its own.
+    pub fn fork_with(&self, egress: &Value) -> Result<Sandbox> {
+        let body = json!({ "count": 1, "egress": egress });
+        let answer = self.client.post(&self.path("/fork"), &body)?;
+        if answer.status != 201 {
+            bail!("fork answered {} {}", answer.status, answer.text());
+        }
+        let object = answer.json()["sandbox"].clone();
+        let id = object["id"].as_str().context("a child has an id")?.to_owned();
+        Ok(Sandbox { client: self.client.clone(), id, object, server_timing: answer.server_timing })
+    }
+
     /// Takes a snapshot of it; its id.
     pub fn snapshot(&self) -> Result<String> {
         let answer = self.client.post(&self.path("/snapshots"), &Value::Null)?;
@@ -95,9 +107,24 @@ impl Sandbox {
         self.order("/resume")
     }
 
+    /// The same sandbox of another server, which found it in the data directory.
+    pub fn under(&self, client: &Client) -> Self {
+        Self { client: client.clone(), ..self.clone() }
+    }
+
+    /// Makes files of it.
+    pub fn hibernate(&self) -> Result<()> {
+        self.order("/hibernate")
+    }
+
+    /// Makes a machine of it again.
+    pub fn wake(&self) -> Result<()> {
+        self.order("/wake")
+    }
+
     fn order(&self, order: &str) -> Result<()> {
         let answer = self.client.post(&self.path(order), &Value::Null)?;
-        if answer.status != 204 {
+        if !matches!(answer.status, 200 | 204) {
             bail!("{order} answered {} {}", answer.status, answer.text());
         }
         Ok(())
@@ -110,6 +137,24 @@ impl Sandbox {
             bail!("writing {path} answered {} {}", answer.status, answer.text());
         }
         Ok(())
+    }
+
+    /// What is in a directory of it; any answer.
+    pub fn list(&self, path: &str) -> Result<Answer> {
+        self.client.get(&self.path(&format!("/fs/dir?path={path}")))
+    }
+
+    /// Sends a request about it, with a JSON body or none, and hands back the response while its
+    /// body is still coming.
+    pub fn open(
+        &self,
+        method: &str,
+        rest: &str,
+        body: Option<&Value>,
+    ) -> Result<ureq::http::Response<ureq::Body>> {
+        let body = body.map(|body| body.to_string().into_bytes());
+        let body = body.as_deref().map(|bytes| ("application/json", bytes));
+        self.client.open(method, &self.path(rest), body)
     }
 
     /// Waits until it has ended by itself, and tells why.

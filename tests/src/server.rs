@@ -3,14 +3,15 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::process::wait_until;
+use crate::process::{is_alive, name_of, wait_until};
 use crate::surroundings::{engine, program, shared_data};
 use crate::{Client, descendants, seconds};
 
@@ -25,6 +26,8 @@ pub struct Options {
     pub args: Vec<String>,
     /// An existing data directory, for a second start on the same state.
     pub data: Option<PathBuf>,
+    /// Another program than the one under test.
+    pub program: Option<PathBuf>,
 }
 
 /// A running server. Dropping it kills it; its own directory goes with it. One that is dropped
@@ -48,6 +51,7 @@ impl Server {
             }
         };
         fs::create_dir_all(&data)?;
+        let program = options.program.unwrap_or_else(program);
         for shared in ["templates", "runtime"] {
             let link = data.join(shared);
             if !link.exists() {
@@ -55,7 +59,7 @@ impl Server {
             }
         }
         let port = free_port()?;
-        let mut child = Command::new(program())
+        let mut child = Command::new(&program)
             .arg("serve")
             .arg("--data-dir")
             .arg(&data)
@@ -70,7 +74,7 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {}", program().display()))?;
+            .with_context(|| format!("cannot start {}", program.display()))?;
         let log = fs::File::create(data.join("server.log"))?;
         forward(child.stderr.take().context("stderr")?, log);
         let server =
@@ -89,9 +93,9 @@ impl Server {
 
     fn wait_ready(&self) -> Result<()> {
         let client = Client::new(&self.url, "");
-        if wait_until(Duration::from_secs(30), || {
-            client.get("/healthz").is_ok_and(|a| a.status == 200)
-        }) {
+        let answers = || client.get("/healthz").is_ok_and(|a| a.status == 200);
+        let settled = || answers() || !is_alive(self.pid());
+        if wait_until(Duration::from_secs(30), settled) && answers() {
             return Ok(());
         }
         bail!("the server did not answer; it said:\n{}", self.log())
@@ -131,6 +135,16 @@ impl Server {
         Ok((self.data.clone(), self._own.take()))
     }
 
+    /// Waits until it has been killed, and keeps its data directory.
+    pub fn killed(mut self) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
+        let ended = wait_until(Duration::from_secs(30), || !is_alive(self.pid()));
+        ensure!(ended, "it lives on; it said:\n{}", self.log());
+        let status = self.child.wait()?;
+        self.ended = true;
+        ensure!(status.signal() == Some(9), "it ended with {status}; it said:\n{}", self.log());
+        Ok((self.data.clone(), self._own.take()))
+    }
+
     /// Asks it to stop and waits for its end.
     pub fn stop(self) -> Result<ExitStatus> {
         self.stop_and_look(|_| ())
@@ -138,17 +152,35 @@ impl Server {
 
     /// Asks it to stop and waits for its end, and then has `look` at its data directory.
     pub fn stop_and_look(mut self, look: impl FnOnce(&Path)) -> Result<ExitStatus> {
-        let pid = self.child.id().to_string();
-        Command::new("kill").args(["-TERM", &pid]).status()?;
-        let status = self.child.wait()?;
-        self.ended = true;
+        let status = self.terminate()?;
         look(&self.data);
         Ok(status)
     }
 
-    /// Process ids of its machines.
-    pub fn machines(&self) -> Vec<u32> {
+    /// Asks it to stop, waits for its end, which must be a good one, and keeps its data directory.
+    pub fn stop_keeping(mut self) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
+        let status = self.terminate()?;
+        ensure!(status.success(), "it ended with {status}");
+        Ok((self.data.clone(), self._own.take()))
+    }
+
+    fn terminate(&mut self) -> Result<ExitStatus> {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &pid]).status()?;
+        let status = self.child.wait()?;
+        self.ended = true;
+        Ok(status)
+    }
+
+    /// Process ids of everything that it started: machines, the gateway, their keepers.
+    pub fn processes(&self) -> Vec<u32> {
         descendants(self.pid())
+    }
+
+    /// Process id of its gateway.
+    pub fn gateway(&self) -> Result<u32> {
+        let named = |pid: &u32| name_of(*pid) == "panda-gateway";
+        self.processes().into_iter().find(named).context("the server has no gateway")
     }
 
     /// Machine directories on disk.

@@ -3,6 +3,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `PANDASTACK_BIN` | the program under test; the release build of this workspace otherwise |
+//! | `PANDASTACK_FAULTY_BIN` | the program with places where tests kill it; that of `cargo xtask faulty` otherwise |
 //! | `PANDASTACK_TEST_DATA` | data directory whose templates are shared; that of `cargo xtask` otherwise |
 //! | `PANDASTACK_TEST_ENGINE` | `qemu` (default) or `kvm`: what runs the guests |
 //! | `PANDASTACK_TEST_SLOWNESS` | how much slower than usual this host is (default 1): every deadline is longer by this factor |
@@ -26,6 +27,12 @@ use anyhow::{Context, Result};
 pub fn program() -> PathBuf {
     env::var_os("PANDASTACK_BIN")
         .map_or_else(|| workspace().join("target/release/pandastack"), PathBuf::from)
+}
+
+/// The program with places where tests kill it.
+pub fn faulty_program() -> PathBuf {
+    env::var_os("PANDASTACK_FAULTY_BIN")
+        .map_or_else(|| workspace().join("target/faulty/pandastack"), PathBuf::from)
 }
 
 /// The data directory whose templates are shared.

@@ -1,9 +1,34 @@
-//! A running machine's process, seen from outside.
+//! The processes of a running server, seen from outside: a machine and the gateway.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 use pandastack_tests::{Options, Server};
+
+/// Namespaces of a process that are not ours.
+fn own_namespaces(pid: u32, names: &[&str]) -> Result<()> {
+    for name in names {
+        let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{name}"));
+        assert_ne!(of(pid)?, of(std::process::id())?, "{name}");
+    }
+    Ok(())
+}
+
+/// Asserts that a process has no privilege and cannot get one. Comes with its status, by field.
+fn unprivileged(pid: u32) -> Result<impl Fn(&str) -> String> {
+    let status = read(pid, "status")?;
+    let field = move |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(&format!("{name}:")));
+        line.unwrap_or_default().trim().to_owned()
+    };
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(field("NoNewPrivs"), "1");
+    assert_eq!(field("Seccomp"), "2");
+    assert_ne!(field("Uid").split_whitespace().next(), Some("0"));
+    Ok(field)
+}
 
 fn read(pid: u32, file: &str) -> Result<String> {
     fs::read_to_string(format!("/proc/{pid}/{file}")).with_context(|| file.to_owned())
@@ -16,25 +41,12 @@ fn the_machine_has_nothing_but_its_inputs() -> Result<()> {
         let sandbox = server.client().base()?;
         let metrics = server.client().get(&sandbox.path("/metrics"))?.json();
         let pid = metrics["pid"].as_u64().context("pid")? as u32;
-        assert!(server.machines().contains(&pid));
+        assert!(server.processes().contains(&pid));
 
-        for name in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
-            let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{name}"));
-            assert_ne!(of(pid)?, of(std::process::id())?, "{name}");
-        }
-        let status = read(pid, "status")?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|l| l.strip_prefix(&format!("{name}:")));
-            line.unwrap_or_default().trim().to_owned()
-        };
-        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-            assert_eq!(field(set), "0000000000000000", "{set}");
-        }
-        assert_eq!(field("NoNewPrivs"), "1");
-        assert_eq!(field("Seccomp"), "2");
+        own_namespaces(pid, &["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"])?;
+        let field = unprivileged(pid)?;
         // Ours and QEMU's own.
         assert_eq!(field("Seccomp_filters"), "2");
-        assert_ne!(field("Uid").split_whitespace().next(), Some("0"));
         let environment = read(pid, "environ")?;
         let variables: Vec<_> = environment.split_terminator('\0').collect();
         assert_eq!(variables, ["LD_PRELOAD=/panda-qemu-fork.so", "PANDA_FORK_FD=5"]);
@@ -55,6 +67,34 @@ fn the_machine_has_nothing_but_its_inputs() -> Result<()> {
             "{mounts}"
         );
     }
+    Ok(())
+}
+
+/// The gateway has the host's network, and no file, no privilege and nobody else to see.
+#[test]
+fn the_gateway_has_nothing_but_sockets() -> Result<()> {
+    let server = Server::start(Options::default())?;
+    let sandbox = server.client().base()?;
+    let pid = server.gateway()?;
+    own_namespaces(pid, &["user", "mnt", "pid", "ipc", "uts", "cgroup"])?;
+    let network = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net"));
+    assert_eq!(network(pid)?, network(server.pid())?);
+    let field = unprivileged(pid)?;
+    assert_eq!(field("Seccomp_filters"), "1");
+    assert_eq!(read(pid, "environ")?, "");
+    let mut names: Vec<_> = fs::read_dir(format!("/proc/{pid}/root"))?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["panda-gateway", "panda-keeper", "proc"]);
+    assert_eq!(read(pid, "mounts")?.lines().count(), 1, "its root alone");
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        let target = fs::read_link(entry.path())?.to_string_lossy().into_owned();
+        let anonymous = ["socket:", "pipe:", "anon_inode:"].iter().any(|p| target.starts_with(p));
+        assert!(anonymous || target.ends_with("/dev/null"), "it has {target}");
+    }
+    assert_eq!(sandbox.output("echo on")?, "on\n");
     Ok(())
 }
 

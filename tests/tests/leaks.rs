@@ -1,4 +1,5 @@
-//! A hundred creates one after the other and twenty at once: all answer, and then nothing is left.
+//! A hundred creates one after the other (forty where each takes long) and twenty at once: all answer,
+//! and then nothing is left.
 //!
 //! `PANDASTACK_TEST_CREATES` and `PANDASTACK_TEST_AT_ONCE` are for hosts on which so many take too
 //! long.
@@ -20,22 +21,22 @@ type Groups = Arc<Mutex<BTreeSet<PathBuf>>>;
 
 #[test]
 fn forked_sandboxes_leave_nothing() -> Result<()> {
-    leave_nothing(&Server::forking()?, "fork")
+    leave_nothing(&Server::forking()?, "fork", 100)
 }
 
 #[test]
 fn restored_sandboxes_leave_nothing() -> Result<()> {
-    leave_nothing(&Server::start(Options::default())?, "snapshot")
+    leave_nothing(&Server::start(Options::default())?, "snapshot", 40)
 }
 
-fn leave_nothing(server: &Server, boot_mode: &'static str) -> Result<()> {
+fn leave_nothing(server: &Server, boot_mode: &'static str, creates: usize) -> Result<()> {
     let client = server.client();
-    let creates: usize = number("PANDASTACK_TEST_CREATES", 100);
+    let creates: usize = number("PANDASTACK_TEST_CREATES", creates);
     let at_once: usize = number("PANDASTACK_TEST_AT_ONCE", 20);
     let groups = Groups::default();
     // What a server keeps for good, it has after a first round of the same kind.
     all_at_once(&client, at_once, boot_mode, &groups)?;
-    let before = settled(server)?;
+    let before = Footprint::settled(server, SETTLE)?;
     for _ in 0..creates {
         round(&client, boot_mode, &groups)?;
     }
@@ -72,21 +73,4 @@ fn all_at_once(client: &Client, count: usize, boot_mode: &'static str, all: &Gro
         worker.join().expect("no panic").with_context(|| format!("{number} of {count} at once"))?;
     }
     Ok(())
-}
-
-/// What the server has once that does not change any more.
-fn settled(server: &Server) -> Result<Footprint> {
-    let mut last = Footprint::of(server);
-    let mut same_since = std::time::Instant::now();
-    let calm = Duration::from_secs(3);
-    let still = || {
-        let now = Footprint::of(server);
-        // Its memory is never quite the same twice.
-        if (Footprint { resident_mb: last.resident_mb, ..now }) != last {
-            (last, same_since) = (now, std::time::Instant::now());
-        }
-        same_since.elapsed() > calm
-    };
-    ensure!(wait_until(SETTLE, still), "the server does not come to rest");
-    Ok(Footprint::of(server))
 }

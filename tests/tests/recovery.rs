@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::Result;
-use pandastack_tests::{Options, Server, is_alive, machines_below, skip, wait_until};
-use serde_json::json;
+use pandastack_tests::{
+    Options, Server, engine, is_alive, machines_below, program, skip, wait_until,
+};
+use serde_json::{Value, json};
 
 /// Machine groups of this host's control groups, by name.
 fn groups() -> Vec<String> {
@@ -28,8 +31,8 @@ fn a_killed_server_leaves_no_process_and_its_next_start_no_file_and_no_record() 
     let client = server.client();
     let sandboxes = [client.base()?, client.base()?];
     sandboxes[0].output("echo busy > /root/file")?;
-    let machines = server.machines();
-    assert!(machines.len() >= 2);
+    assert!(machines_below(server.pid()) >= 2);
+    let machines = server.processes();
     let names: Vec<String> = fs::read_dir(server.data().join("machines"))?
         .flatten()
         .map(|e| e.file_name().to_string_lossy().into_owned())
@@ -62,7 +65,7 @@ fn a_server_killed_in_the_middle_of_creates_recovers() -> Result<()> {
         })
         .collect();
     assert!(wait_until(Duration::from_secs(20), || machines_below(server.pid()) > 3));
-    let machines = server.machines();
+    let machines = server.processes();
     let (data, keep) = server.kill()?;
     for worker in workers {
         let _ = worker.join();
@@ -79,7 +82,7 @@ fn a_server_killed_in_the_middle_of_creates_recovers() -> Result<()> {
 fn a_stopped_server_ends_its_sandboxes_and_exits_well() -> Result<()> {
     let server = Server::start(Options { pool: 1, ..Options::default() })?;
     server.client().base()?;
-    let machines = server.machines();
+    let machines = server.processes();
     let status = server.stop()?;
     assert!(status.success(), "{status}");
     assert!(wait_until(Duration::from_secs(5), || machines.iter().all(|pid| !is_alive(*pid))));
@@ -133,7 +136,7 @@ fn the_ttl_is_kept() -> Result<()> {
 fn a_full_host_disk_is_an_error_and_not_the_end() -> Result<()> {
     let mount = tempfile::tempdir()?;
     let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", "size=320m", "tmpfs"])
         .arg(mount.path())
         .status()?;
     if !mounted.success() {
@@ -146,21 +149,71 @@ fn a_full_host_disk_is_an_error_and_not_the_end() -> Result<()> {
 
 fn fill_the_host_disk(mount: &Path) -> Result<()> {
     let data = mount.join("data");
-    let server = Server::start(Options { data: Some(data.clone()), ..Options::default() })?;
+    let args = ["--disk-reserve", "0"].map(str::to_owned).to_vec();
+    let server = Server::start(Options { data: Some(data), args, ..Options::default() })?;
     let client = server.client();
     let sandbox = client.base()?;
+    fs::write(mount.join("most"), vec![1u8; 280 << 20])?;
     // The guest's own disk is larger than the host's: its writes fail, it lives.
     let answer =
         sandbox.try_exec("dd if=/dev/urandom of=/root/x bs=1M count=200; sync; echo after", 120)?;
     assert_eq!(answer.status, 200, "{}", answer.text());
     // With no room left, a create is refused clearly and leaves nothing.
-    fs::write(mount.join("filler"), vec![1u8; 64 << 20]).expect_err("24 MiB are not 64");
+    fs::write(mount.join("filler"), vec![1u8; 64 << 20]).expect_err("40 MiB are not 64");
     let refused = client.post("/v1/sandboxes", &json!({ "template": "base" }))?;
-    assert!(refused.status >= 500 && !refused.error().is_empty(), "{}", refused.text());
+    assert_eq!(refused.status, 507, "{}", refused.text());
+    assert!(refused.error().contains("disk") && refused.retry_after.is_some());
     fs::remove_file(mount.join("filler"))?;
+    fs::remove_file(mount.join("most"))?;
     assert_eq!(sandbox.delete()?.status, 204);
     let clean = || server.machine_dirs() == 0 && machines_below(server.pid()) == 0;
     assert!(wait_until(Duration::from_secs(10), clean));
     assert_eq!(client.base()?.output("echo room")?, "room\n");
     Ok(())
+}
+
+#[test]
+fn a_directory_is_repaired_without_a_server() -> Result<()> {
+    let server = Server::forking()?;
+    let client = server.client();
+    let (running, sleeper) = (client.base()?, client.base()?);
+    sleeper.output("echo kept > /root/file")?;
+    sleeper.hibernate()?;
+    let (whole, damaged) = (running.snapshot()?, running.snapshot()?);
+    let in_use = doctor(server.data())?;
+    assert!(!in_use.status.success());
+    let text = String::from_utf8_lossy(&in_use.stderr).into_owned();
+    assert!(text.contains("another server is running"), "{text}");
+
+    let machines = server.processes();
+    let (data, keep) = server.kill()?;
+    assert!(wait_until(Duration::from_secs(10), || machines.iter().all(|pid| !is_alive(*pid))));
+    fs::write(data.join("snapshots").join(&damaged).join("snapshot.json"), "{")?;
+    for again in [false, true] {
+        let report: Value = serde_json::from_slice(&doctor(&data)?.stdout)?;
+        let repaired = &report["repaired"];
+        let ended = if again { json!([]) } else { json!([running.id]) };
+        assert_eq!(repaired["ended"], ended, "{report}");
+        assert_eq!(repaired["machines_removed"] == 0, again, "{report}");
+        assert_eq!(repaired["hibernated"], json!([sleeper.id]), "{report}");
+        assert_eq!(repaired["damaged_snapshots"], json!([damaged]), "{report}");
+        assert_eq!(repaired["snapshots"], 1, "{report}");
+        assert_eq!(fs::read_dir(data.join("machines"))?.count(), 0);
+    }
+
+    let args = ["--max-sandboxes", "64"].map(str::to_owned).to_vec();
+    let server =
+        Server::start(Options { fork: true, data: Some(data), args, ..Options::default() })?;
+    let client = server.client();
+    assert_eq!(sleeper.under(&client).output("cat /root/file")?, "kept\n");
+    assert_eq!(client.thaw(&whole)?.output("echo hi")?, "hi\n");
+    drop((server, keep));
+    Ok(())
+}
+
+/// `pandastack doctor --repair` for a data directory.
+fn doctor(data: &Path) -> Result<Output> {
+    let mut command = Command::new(program());
+    command.args(["--json", "doctor", "--repair", "--engine", &engine(), "--data-dir"]);
+    Ok(command.arg(data).output()?)
 }

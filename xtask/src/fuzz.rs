@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: runs the targets in `fuzz/`, as many at a time as there are processors.
+//! `cargo xtask fuzz`: runs the targets in `fuzz/`, as many at a time as there are processors and
+//! three at least.
 //!
 //! ```text
 //!   fuzz/fuzz_targets/NAME.rs    the target
@@ -62,6 +63,9 @@ pub struct Arguments {
 
 /// How long each target runs if nobody says otherwise.
 pub const SECONDS: u64 = 60;
+
+/// Targets at a time, at least: those that talk to the kernel wait for it now and then.
+const AT_ONCE: usize = 3;
 
 /// How often a target ran and how many branches of the code it has seen, or what broke it.
 type Outcome = Result<(u64, u64), String>;
@@ -132,7 +136,8 @@ fn fuzzer(target: &str) -> Command {
 fn run_all(targets: &[String], seconds: u64) -> Result<(u64, u64)> {
     build(targets)?;
     step(&format!("running {} fuzz targets for {seconds} s each", targets.len()));
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(targets.len());
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let workers = processors.max(AT_ONCE).min(targets.len());
     let (waiting, tally) = (Mutex::new(targets.iter()), Mutex::new((0, 0)));
     let work = || -> Result<()> {
         loop {

@@ -30,6 +30,8 @@ enum Command {
     Demo,
     /// Runs every test that this host can run
     Test(suites::Selection),
+    /// Builds the program with fault points, for `cargo nextest run --test crash`
+    Faulty,
     /// Feeds bytes to everything that reads what guests and files say
     Fuzz(fuzz::Arguments),
     /// Forks sandboxes in trees, kills some, and checks that nothing is lost
@@ -48,6 +50,7 @@ fn main() {
     let outcome = match Cli::parse().command {
         Command::Demo => demo::run(),
         Command::Test(selection) => suites::run(&selection),
+        Command::Faulty => prepare::faulty_program(),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Stress(plan) => stress::run(&plan),
         Command::Lint => lint::run(),

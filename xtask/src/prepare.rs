@@ -1,11 +1,12 @@
 //! What every command needs first: packages of the host, the program, its templates.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::run::{cargo, exists, must, step};
+use crate::run::{cargo, exists, must, step, workspace};
 
 /// A package of the host and how to see that it is there.
 struct Package {
@@ -30,6 +31,8 @@ const SERVER: &[Package] = &[
 
 /// What the tests need besides.
 const TESTS: &[Package] = &[
+    Package { name: "iproute2", present: || exists("ip") },
+    Package { name: "openssl", present: || exists("openssl") },
     Package { name: "nodejs", present: || exists("node") },
     Package { name: "npm", present: || exists("npm") },
 ];
@@ -111,6 +114,21 @@ pub fn program() -> Result<PathBuf> {
     step("building pandastack");
     must(&mut cargo(&["build", "--release", "--locked", "-p", "pandastack"]))?;
     Ok(pandastack_tests::program())
+}
+
+/// Builds the program with the places where tests kill it, beside the one that people get. Unoptimised:
+/// all that it does not share with the tests' own build are three crates.
+pub fn faulty_program() -> Result<()> {
+    step("building pandastack with fault points");
+    must(&mut cargo(&["build", "--locked", "-p", "pandastack", "--features", "fault-points"]))?;
+    let path = pandastack_tests::faulty_program();
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    // A new file: the old one may still be running.
+    let new = path.with_extension("new");
+    fs::copy(workspace().join("target/debug/pandastack"), &new)?;
+    Ok(fs::rename(new, path)?)
 }
 
 /// Builds and bakes the shipped templates, unless they are there.

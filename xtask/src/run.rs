@@ -1,5 +1,6 @@
 //! Running programs, with their output going straight to the terminal.
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -42,6 +43,23 @@ pub fn capture(command: &mut Command) -> Result<(bool, String)> {
         .output()
         .with_context(|| format!("cannot run {name}"))?;
     Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+/// The same for what takes long: every line is shown when it comes.
+pub fn watch(command: &mut Command) -> Result<(bool, String)> {
+    let name = describe(command);
+    let running = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut child = running.with_context(|| format!("cannot run {name}"))?;
+    let mut text = String::new();
+    if let Some(output) = child.stdout.take() {
+        for line in BufReader::new(output).split(b'\n') {
+            let line = String::from_utf8_lossy(&line?).into_owned();
+            eprintln!("{line}");
+            text.push_str(&line);
+            text.push('\n');
+        }
+    }
+    Ok((child.wait()?.success(), text))
 }
 
 /// Whether a program is on the search path.

@@ -5,14 +5,17 @@ mod skips;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::ops::{Add, AddAssign};
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use pandastack_tests::{Options, Server};
 
-use crate::run::{capture, cargo, exists, must, step, workspace};
+use crate::run::{cargo, exists, must, step, watch, workspace};
 use crate::{fuzz, prepare, qemu, venv};
 use skips::Skips;
 
@@ -27,6 +30,9 @@ pub struct Selection {
 /// Suites that take an hour or more: the kvm engine in an emulated machine.
 const ONLY_WHEN_ASKED: [&str; 2] = ["nested-1", "nested-2"];
 
+/// Fewest tests that run at a time: see `.config/nextest.toml`.
+const LANES: usize = 3;
+
 impl Selection {
     fn wants(&self, suite: &str) -> bool {
         self.suites.is_empty() || self.suites.iter().any(|s| s == suite)
@@ -35,6 +41,23 @@ impl Selection {
     /// Whether a suite is left out although nobody said so.
     fn leaves_out(&self, suite: &str) -> bool {
         self.suites.is_empty() && ONLY_WHEN_ASKED.contains(&suite)
+    }
+
+    /// Runs a suite, if it is wanted, and says how it went.
+    fn run(&self, name: &str, suite: fn() -> Result<Tally>) -> Result<Tally> {
+        if !self.wants(name) {
+            return Ok(Tally::default());
+        }
+        step(&format!("suite {name}"));
+        let begin = Instant::now();
+        let tally = if self.leaves_out(name) {
+            eprintln!("skipped: it takes long; `cargo xtask test {name}` runs it");
+            Tally { skipped: 1, ..Tally::default() }
+        } else {
+            suite()?
+        };
+        eprintln!("suite {name}: {tally:?} in {} s", begin.elapsed().as_secs());
+        Ok(tally)
     }
 }
 
@@ -46,37 +69,49 @@ struct Tally {
     skipped: u64,
 }
 
+impl Add for Tally {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            skipped: self.skipped + other.skipped,
+        }
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
 /// Runs the suites and prints the sum.
 pub fn run(selection: &Selection) -> Result<()> {
     prepare::packages(true)?;
     let program = prepare::program()?;
-    prepare::templates(&program)?;
-    let mut total = Tally::default();
-    let mut add = |name: &str, suite: &dyn Fn() -> Result<Tally>| -> Result<()> {
-        if selection.wants(name) {
-            step(&format!("suite {name}"));
-            let tally = if selection.leaves_out(name) {
-                eprintln!("skipped: it takes long; `cargo xtask test {name}` runs it");
-                Tally { skipped: 1, ..Tally::default() }
-            } else {
-                suite()?
-            };
-            eprintln!("suite {name}: {tally:?}");
-            total.passed += tally.passed;
-            total.failed += tally.failed;
-            total.skipped += tally.skipped;
+    // The one waits for a mirror, the other for the compiler.
+    thread::scope(|scope| {
+        let baking = scope.spawn(|| prepare::templates(&program));
+        if selection.wants("rust") {
+            // First, so that the usual program is the last one under its name.
+            prepare::faulty_program()?;
+            step("building the tests");
+            must(&mut cargo_test(&["--workspace", "--no-run"]))?;
         }
-        Ok(())
-    };
-    add("rust", &rust)?;
-    add("fuzz", &fuzz_targets)?;
-    add("qemu-10", &qemu_10)?;
-    add("sdk", &sdk)?;
-    add("published-python", &published_python)?;
-    add("published-typescript", &published_typescript)?;
-    add("nested", &nested::some)?;
-    add("nested-1", &|| nested::all(1))?;
-    add("nested-2", &|| nested::all(2))?;
+        baking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let one = |name: &str, suite: fn() -> Result<Tally>| selection.run(name, suite);
+    let mut total = one("rust", rust)?;
+    total += one("qemu-10", qemu_10)?;
+    total += one("sdk", sdk)?;
+    total += one("published-python", published_python)?;
+    total += one("published-typescript", published_typescript)?;
+    total += one("fuzz", fuzz_targets)?;
+    total += one("nested", nested::some)?;
+    total += one("nested-1", || nested::all(1))?;
+    total += one("nested-2", || nested::all(2))?;
     println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
     if total.failed > 0 || total.passed == 0 {
         bail!("not every test passed");
@@ -86,7 +121,7 @@ pub fn run(selection: &Selection) -> Result<()> {
 
 /// Unit tests of every crate, and the end-to-end tests with real guests.
 fn rust() -> Result<Tally> {
-    cargo_tests(&["--workspace"], None)
+    cargo_tests(&["--workspace"], None, &[])
 }
 
 /// Every fuzz target for a minute: a test each.
@@ -106,28 +141,45 @@ fn qemu_10() -> Result<Tally> {
     };
     let path = qemu::search_path(&dir)?;
     let mut build = Command::new(pandastack_tests::program());
-    build.args(["template", "build", "base", "--data-dir"]).arg(pandastack_tests::shared_data());
+    // All of them: a server bakes what is missing, beside its tests.
+    build.args(["template", "build", "--all", "--data-dir"]).arg(pandastack_tests::shared_data());
     must(build.env("PATH", &path))?;
-    cargo_tests(&["--package", "pandastack-tests", "--test", "fork"], Some(&path))
+    // What is different in there is the process that is forked, not how often.
+    let few = [("PANDASTACK_STRESS_FORKS", "8")];
+    cargo_tests(&["--package", "pandastack-tests", "--test", "fork"], Some(&path), &few)
 }
 
-/// Runs Rust tests, with another search path if there is one.
-fn cargo_tests(which: &[&str], path: Option<&OsStr>) -> Result<Tally> {
+/// What runs Rust tests here.
+fn cargo_test(which: &[&str]) -> Command {
     let nextest = exists("cargo-nextest");
     let mut command = cargo(if nextest { &["nextest", "run"] } else { &["test"] });
-    command.args(["--locked", "--no-fail-fast"]).args(which);
-    command.args(if nextest { &["--color=never"][..] } else { &["--", "--test-threads=2"][..] });
+    command.arg("--locked").args(which);
+    command
+}
+
+/// Runs Rust tests, with another search path if there is one, and with variables.
+fn cargo_tests(which: &[&str], path: Option<&OsStr>, set: &[(&str, &str)]) -> Result<Tally> {
+    let nextest = exists("cargo-nextest");
+    let mut command = cargo_test(which);
+    command.arg("--no-fail-fast");
+    if nextest {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        command.args(["--color=never", "--test-threads", &processors.max(LANES).to_string()]);
+    } else {
+        command.args(["--", "--test-threads=2"]);
+    }
     // nextest reports on standard error, cargo test on standard output.
     let mut shell = Command::new("sh");
     shell.current_dir(workspace()).args(["-c", "\"$@\" 2>&1", "sh"]).arg(command.get_program());
     shell.args(command.get_args());
+    shell.envs(set.iter().copied());
     if let Some(path) = path {
         shell.env("PATH", path);
     }
     let skips = Skips::collect(&mut shell)?;
-    let (ok, text) = capture(&mut shell)?;
+    let (ok, text) = watch(&mut shell)?;
     let tally = if nextest { nextest_tally(&text) } else { cargo_tally(&text) };
-    report(ok, &text, skips.taken_from(tally))
+    Ok(closed(ok, skips.taken_from(tally)))
 }
 
 /// Our own Python SDK: its tests need no server.
@@ -171,8 +223,8 @@ fn published_typescript() -> Result<Tally> {
     with_server(|environment| {
         let mut command = Command::new("node");
         command.current_dir(&dir).args(["--test", "--test-reporter=tap"]).envs(environment);
-        let (ok, text) = capture(&mut command)?;
-        report(ok, &text, tap_tally(&text))
+        let (ok, text) = watch(&mut command)?;
+        Ok(closed(ok, tap_tally(&text)))
     })
 }
 
@@ -195,17 +247,16 @@ fn site_packages(lib: &Path) -> Option<std::path::PathBuf> {
 }
 
 fn pytest(command: &mut Command) -> Result<Tally> {
-    let (ok, text) = capture(command)?;
-    report(ok, &text, pytest_tally(&text))
+    let (ok, text) = watch(command)?;
+    Ok(closed(ok, pytest_tally(&text)))
 }
 
-/// Prints what a suite printed. A suite that failed without a failed test failed as a whole.
-fn report(ok: bool, text: &str, mut tally: Tally) -> Result<Tally> {
-    eprintln!("{text}");
+/// A suite that failed without a failed test failed as a whole.
+fn closed(ok: bool, mut tally: Tally) -> Tally {
     if !ok && tally.failed == 0 {
         tally.failed = 1;
     }
-    Ok(tally)
+    tally
 }
 
 /// The number before `word` in a line such as `3 passed, 1 failed`.
@@ -238,14 +289,10 @@ fn pytest_tally(text: &str) -> Tally {
 }
 
 fn cargo_tally(text: &str) -> Tally {
-    text.lines().filter(|l| l.starts_with("test result:")).map(tally_of).fold(
-        Tally::default(),
-        |a, b| Tally {
-            passed: a.passed + b.passed,
-            failed: a.failed + b.failed,
-            skipped: a.skipped + b.skipped,
-        },
-    )
+    text.lines()
+        .filter(|l| l.starts_with("test result:"))
+        .map(tally_of)
+        .fold(Tally::default(), Tally::add)
 }
 
 fn tap_tally(text: &str) -> Tally {

@@ -83,7 +83,7 @@ async fn main() -> Result<()> {
 }
 
 async fn measure(plan: &Plan) -> Result<Value> {
-    let size = Size::new(1, MEMORY_MB)?;
+    let size = Size::new(1, MEMORY_MB, DISK_MB.into())?;
     let ours = Ours::prepare(plan, size).await.context("our bake")?;
     let theirs = if plan.programs.join("firecracker").exists() {
         Some(Firecracker::prepare(plan).await.context("Firecracker's snapshot")?)

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::footprint::{self, Footprint};
 use crate::laps::Laps;
-use crate::{DISK_MB, PATIENCE, Plan, TOUCH, WARM_UP, directory, echo, shell, write_to_disk};
+use crate::{PATIENCE, Plan, TOUCH, WARM_UP, directory, echo, shell, write_to_disk};
 
 /// The engine with a zygote.
 pub struct Ours {
@@ -37,7 +37,6 @@ impl Ours {
             kernel: plan.image.join("vmlinuz"),
             initrd: plan.image.join("initrd.cpio"),
             root: plan.image.join("root.erofs"),
-            disk_mb: DISK_MB,
             preload: Vec::new(),
             warm_up: vec![WARM_UP.to_owned()],
             digest: String::new(),

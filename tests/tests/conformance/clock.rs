@@ -41,6 +41,17 @@ fn the_wall_clock_is_right_after_a_restore_and_a_pause() -> Result<()> {
     assert_right(&sandbox, "after a pause")
 }
 
+/// A guest that gave its counter up lives by a tick: hundreds of interrupts a second for nothing.
+#[test]
+fn a_guest_counts_time_with_its_processor() -> Result<()> {
+    let server = Server::start(Options::default())?;
+    let sandbox = server.client().base()?;
+    let source = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let source = sandbox.output(source)?;
+    ensure!(["tsc", "kvm-clock"].contains(&source.trim()), "its clock is {source}");
+    Ok(())
+}
+
 #[test]
 fn the_wall_clock_is_right_after_forks_and_snapshots() -> Result<()> {
     let server = Server::forking()?;

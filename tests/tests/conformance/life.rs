@@ -59,7 +59,7 @@ fn lives(server: &Server, boot_mode: &str) -> Result<()> {
     many_at_once(&sandbox)?;
 
     let machine = sandbox.pid()?;
-    assert!(server.machines().contains(&machine));
+    assert!(server.processes().contains(&machine));
     assert_eq!(sandbox.delete()?.status, 204);
     assert_eq!(sandbox.get()?.status, 404);
     assert!(!is_alive(machine), "its process outlives it");

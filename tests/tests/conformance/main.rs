@@ -7,8 +7,10 @@
 mod clock;
 mod ends;
 mod forks;
+mod hibernation;
 mod identity;
 mod instant;
 mod life;
 mod limits;
+mod network;
 mod snapshots;

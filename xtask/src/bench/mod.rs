@@ -7,6 +7,8 @@ mod create;
 mod fork;
 mod kvm;
 mod kvm_report;
+mod lifecycle;
+mod net;
 mod stats;
 mod transport;
 
@@ -34,6 +36,10 @@ enum Name {
     Fork(fork::Plan),
     /// The kvm engine's monitor in stages, beside another one's if given
     Kvm(kvm::Plan),
+    /// Create, fork, pause, resume, hibernate, wake and delete; one client, eight, fifty at once
+    Lifecycle(lifecycle::Plan),
+    /// Bytes through the gateway, their cost, and a neighbour beside a thousand connections
+    Net(net::Plan),
     /// HTTP/2 in PID 1 against our own frames
     Transport(transport::Plan),
 }
@@ -44,10 +50,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(Name::Create(plan)) => with_server(|| create::run(plan)),
         Some(Name::Fork(plan)) => with_server(|| fork::run(plan)),
         Some(Name::Kvm(plan)) => kvm::run(plan),
+        Some(Name::Lifecycle(plan)) => with_server(|| lifecycle::run(plan)),
+        Some(Name::Net(plan)) => with_server(|| net::run(plan)),
         Some(Name::Transport(plan)) => transport::run(plan),
         None => {
             with_server(|| create::run(&create::Plan::default()))?;
             with_server(|| fork::run(&fork::Plan::default()))?;
+            with_server(|| lifecycle::run(&lifecycle::Plan::default()))?;
+            with_server(|| net::run(&net::Plan::default()))?;
             kvm::run(&kvm::Plan::default())?;
             transport::run(&transport::Plan::default())
         }

@@ -20,6 +20,11 @@ impl Samples {
         self.values.entry(name.to_owned()).or_default().push(value);
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
     /// Adds all samples of another run.
     pub fn merge(&mut self, other: Samples) {
         for name in &other.order {
