@@ -56,6 +56,9 @@ pub struct Arguments {
     /// How long each target runs
     #[arg(long, default_value_t = SECONDS)]
     seconds: u64,
+    /// Where its random numbers begin; 0 is another one each time
+    #[arg(long, default_value_t = 0)]
+    seed: u32,
     /// Runs one target once, with the bytes of this file
     #[arg(long)]
     input: Option<PathBuf>,
@@ -82,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         build(wanted)?;
         return must(fuzzer(target).args(LIMITS).arg(input));
     }
-    let (clean, broken) = run_all(wanted, arguments.seconds)?;
+    let (clean, broken) = run_all(wanted, arguments.seconds, arguments.seed)?;
     println!("{clean} targets without a finding, {broken} with one");
     if broken > 0 {
         bail!("there are findings");
@@ -91,8 +94,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Every target there is: how many of them found nothing and something.
-pub fn all(seconds: u64) -> Result<(u64, u64)> {
-    run_all(&targets()?, seconds)
+pub fn all(seconds: u64, seed: u32) -> Result<(u64, u64)> {
+    run_all(&targets()?, seconds, seed)
 }
 
 /// The names of all targets, in order.
@@ -115,7 +118,7 @@ fn folder(kind: &str, target: &str) -> PathBuf {
 fn build(targets: &[String]) -> Result<()> {
     prepare::fuzz_packages()?;
     step("building the fuzz targets");
-    let mut command = cargo(&["build", "--locked", "--manifest-path", "fuzz/Cargo.toml"]);
+    let mut command = yielding(cargo(&["build", "--locked", "--manifest-path", "fuzz/Cargo.toml"]));
     command.args(["--target", PLATFORM, "--target-dir", "target/fuzz"]);
     for target in targets {
         command.args(["--bin", target]);
@@ -123,9 +126,18 @@ fn build(targets: &[String]) -> Result<()> {
     must(command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", FLAGS.join(" ")))
 }
 
+/// The same command, for whatever time other processes leave: nothing here has a deadline that
+/// depends on it, and what runs beside it may.
+fn yielding(command: Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "10"]).arg(command.get_program()).args(command.get_args());
+    nice.current_dir(workspace());
+    nice
+}
+
 /// The program of a target.
 fn fuzzer(target: &str) -> Command {
-    let mut command = Command::new(folder(PLATFORM, "debug").join(target));
+    let mut command = yielding(Command::new(folder(PLATFORM, "debug").join(target)));
     // Leaks are looked for with ptrace(2), which not every container has.
     command.current_dir(workspace()).env("ASAN_OPTIONS", "detect_leaks=0");
     command.env("RUST_BACKTRACE", "1");
@@ -133,7 +145,7 @@ fn fuzzer(target: &str) -> Command {
 }
 
 /// Builds targets and runs them, each for so long. Says how many found nothing and something.
-fn run_all(targets: &[String], seconds: u64) -> Result<(u64, u64)> {
+fn run_all(targets: &[String], seconds: u64, seed: u32) -> Result<(u64, u64)> {
     build(targets)?;
     step(&format!("running {} fuzz targets for {seconds} s each", targets.len()));
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -143,7 +155,7 @@ fn run_all(targets: &[String], seconds: u64) -> Result<(u64, u64)> {
         loop {
             let next = lock(&waiting).next();
             let Some(target) = next else { return Ok(()) };
-            let outcome = run_one(target, seconds)?;
+            let outcome = run_one(target, seconds, seed)?;
             let mut tally = lock(&tally);
             match outcome {
                 Ok((runs, edges)) => {
@@ -170,7 +182,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn run_one(target: &str, seconds: u64) -> Result<Outcome> {
+fn run_one(target: &str, seconds: u64, seed: u32) -> Result<Outcome> {
     let (corpus, findings) = (folder("corpus", target), folder("findings", target));
     let seeds = workspace().join("fuzz/corpus").join(target);
     for folder in [&corpus, &findings, &folder("log", "")] {
@@ -187,6 +199,7 @@ fn run_one(target: &str, seconds: u64) -> Result<Outcome> {
         command.arg(seeds);
     }
     command.args(LIMITS).arg(format!("-max_total_time={seconds}"));
+    command.arg(format!("-seed={seed}"));
     command.arg(format!("-artifact_prefix={}/", findings.display()));
     let status = command.stdout(output.try_clone()?).stderr(output).status();
     let status = status.with_context(|| format!("cannot run the target {target}"))?;

@@ -106,11 +106,21 @@ async fn guest_end(qmp: Qmp, mut events: Events) -> Option<Exit> {
         if event.name == "SHUTDOWN" && event.data["guest"] == json!(true) {
             // A kernel panic is a reset like any other to QEMU; the console tells them apart.
             let console = console(&qmp).await.unwrap_or_default();
-            let panicked = console.contains("Kernel panic");
-            return Some(if panicked { Exit::GuestPanic } else { Exit::GuestShutdown });
+            if !console.contains("Kernel panic") {
+                return Some(Exit::GuestShutdown);
+            }
+            tracing::warn!(console = last_words(&console), "the kernel of a guest panicked");
+            return Some(Exit::GuestPanic);
         }
     }
     None
+}
+
+/// The end of a console, for the log: a guest's text, so bounded and on one line.
+fn last_words(console: &str) -> String {
+    const CHARS: usize = 4096;
+    let skipped = console.chars().count().saturating_sub(CHARS);
+    console.chars().skip(skipped).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// What the guest's kernel wrote to its console: the last 64 KiB.
@@ -118,4 +128,19 @@ pub(super) async fn console(qmp: &Qmp) -> Result<String, EngineError> {
     let arguments = json!({ "device": "console", "size": 65536 });
     let text = qmp.execute("ringbuf-read", arguments).await?;
     Ok(text.as_str().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_a_guest_are_one_bounded_line() {
+        let console = format!("{}\r\n\x1b[31mKernel panic: é", "x".repeat(9000));
+        let words = last_words(&console);
+        assert_eq!(words.chars().count(), 4096);
+        assert!(words.ends_with("   [31mKernel panic: é"), "{words}");
+        assert!(!words.contains(char::is_control));
+        assert_eq!(last_words("short"), "short");
+    }
 }
