@@ -1,5 +1,6 @@
-//! What one journalled transition costs. Async code calls the store directly because of this
-//! number; the bound is loose, so that only a change of kind (an fsync per write) fails.
+//! What one journalled transition costs, as a median: a busy host stretches some of them. Async code
+//! calls the store directly because of this number; the bound is loose, so that only a change of kind
+//! (an fsync per write) fails.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use time::OffsetDateTime;
 
 #[test]
 fn a_transition_costs_microseconds() {
-    const ROUNDS: u32 = 500;
+    const ROUNDS: usize = 500;
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("records.sqlite")).unwrap();
     let at = OffsetDateTime::now_utc();
@@ -30,15 +31,18 @@ fn a_transition_costs_microseconds() {
         ended_at: None,
     };
     store.create(&record).unwrap();
-    let started = Instant::now();
+    let mut times = Vec::with_capacity(ROUNDS);
     for round in 0..ROUNDS {
         let (from, to) = match round % 2 {
             0 => (State::Running, State::Paused),
             _ => (State::Paused, State::Running),
         };
+        let started = Instant::now();
         store.transition(&Transition { id: record.id, from, to, reason: None, at }).unwrap();
+        times.push(started.elapsed());
     }
-    let each = started.elapsed() / ROUNDS;
+    times.sort();
+    let each = times[ROUNDS / 2];
     println!("one transition: {each:?}");
     assert!(each < Duration::from_millis(2), "{each:?}");
 }
