@@ -49,8 +49,10 @@ fn check(list: &str, source: impl Fn(&str) -> Option<String>) -> Vec<String> {
 fn has_test(source: &str, name: &str) -> bool {
     let definition = format!("fn {name}(");
     source.match_indices(&definition).any(|(at, _)| {
-        let before = source[..at].lines().rev();
-        let mut attributes = before.skip(1).take_while(|line| line.trim_start().starts_with("#["));
+        let mut attributes = source[..at]
+            .rsplit('\n')
+            .skip(1)
+            .take_while(|line| line.trim_start().starts_with("#["));
         attributes.any(|line| line.contains("test"))
     })
 }
