@@ -20,7 +20,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use pandastack_tests::{Client, Numbers, Random, Sandbox, Server, number, open_descriptors};
+use pandastack_tests::{Client, Random, Sandbox, Server, number, open_descriptors};
 
 /// Bytes of each file.
 const LENGTH: usize = 2 << 20;
@@ -45,27 +45,26 @@ fn nothing_is_lost_in_random_cycles() -> Result<()> {
     walk.end().with_context(|| format!("after all cycles of seed {seed}"))
 }
 
-/// A command after each pause, and one that runs through all of them.
+/// A command after each pause, and a process that runs through all of them.
 #[test]
 fn one_sandbox_is_paused_and_resumed_again_and_again() -> Result<()> {
     let pauses = number("PANDASTACK_TEST_PAUSES", 200_u32);
     let server = Server::forking()?;
-    let client = server.client();
-    let sandbox = client.base()?;
+    let sandbox = server.client().base()?;
     let (machine, descriptors) = (sandbox.pid()?, open_descriptors(server.pid()));
-    let numbers = Numbers::start(&client, &sandbox)?;
+    let witness = "(setsid sleep 100000 >/dev/null 2>&1 </dev/null & echo $!)";
+    let witness = sandbox.output(witness)?;
     for pause in 0..pauses {
         let step = || format!("pause {pause} of {pauses}");
         sandbox.pause().with_context(step)?;
         sandbox.resume().with_context(step)?;
-        // In the same shell as ever: the last number is written and the one before read.
+        // What was written after the pause before is there.
         let line = format!("cat /dev/shm/pause 2>/dev/null; echo {pause} > /dev/shm/pause");
         let expected = pause.checked_sub(1).map(|last| format!("{last}\n")).unwrap_or_default();
         let output = sandbox.output(&line).with_context(step)?;
         ensure!(output == expected, "{}: {output:?}, not {expected:?}", step());
     }
-    numbers.wait_for(3)?;
-    numbers.finish()?;
+    sandbox.output(&format!("kill -0 {}", witness.trim()))?;
     assert_eq!(sandbox.pid()?, machine, "another machine answers");
     let more = open_descriptors(server.pid()).saturating_sub(descriptors);
     // A connection of the client's that is kept open, or two.
