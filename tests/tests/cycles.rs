@@ -13,11 +13,14 @@
 //!
 //! `PANDASTACK_TEST_CYCLES` and `PANDASTACK_TEST_SEED` say how many, and which: few, since the model
 //! (`tests/tests/model`) walks on as well, with smaller contents.
+//!
+//! What costs milliseconds is also done many times in a row, which nothing else does:
+//! `PANDASTACK_TEST_PAUSES` pauses of one sandbox. For hibernations see `tests/tests/conformance`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use pandastack_tests::{Client, Random, Sandbox, Server, number};
+use pandastack_tests::{Client, Random, Sandbox, Server, number, open_descriptors};
 
 /// Bytes of each file.
 const LENGTH: usize = 2 << 20;
@@ -40,6 +43,33 @@ fn nothing_is_lost_in_random_cycles() -> Result<()> {
         eprintln!("cycle {cycle}: {did}");
     }
     walk.end().with_context(|| format!("after all cycles of seed {seed}"))
+}
+
+/// A command after each pause, and a process that runs through all of them.
+#[test]
+fn one_sandbox_is_paused_and_resumed_again_and_again() -> Result<()> {
+    let pauses = number("PANDASTACK_TEST_PAUSES", 200_u32);
+    let server = Server::forking()?;
+    let sandbox = server.client().base()?;
+    let (machine, descriptors) = (sandbox.pid()?, open_descriptors(server.pid()));
+    let witness = "(setsid sleep 100000 >/dev/null 2>&1 </dev/null & echo $!)";
+    let witness = sandbox.output(witness)?;
+    for pause in 0..pauses {
+        let step = || format!("pause {pause} of {pauses}");
+        sandbox.pause().with_context(step)?;
+        sandbox.resume().with_context(step)?;
+        // What was written after the pause before is there.
+        let line = format!("cat /dev/shm/pause 2>/dev/null; echo {pause} > /dev/shm/pause");
+        let expected = pause.checked_sub(1).map(|last| format!("{last}\n")).unwrap_or_default();
+        let output = sandbox.output(&line).with_context(step)?;
+        ensure!(output == expected, "{}: {output:?}, not {expected:?}", step());
+    }
+    sandbox.output(&format!("kill -0 {}", witness.trim()))?;
+    assert_eq!(sandbox.pid()?, machine, "another machine answers");
+    let more = open_descriptors(server.pid()).saturating_sub(descriptors);
+    // A connection of the client's that is kept open, or two.
+    ensure!(more < 10, "{more} descriptors are left of {pauses} pauses");
+    Ok(())
 }
 
 /// A sandbox and what is in its files.

@@ -1,5 +1,7 @@
 //! `cargo xtask lint`: format, clippy, docs, and the rules of this house that no other tool knows.
 
+mod threats;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +69,7 @@ pub fn run() -> Result<()> {
     findings.extend(unsafe_corners()?);
     findings.extend(long_files()?);
     findings.extend(dead_links()?);
+    findings.extend(threats::unproved()?);
     for finding in &findings {
         eprintln!("  {finding}");
     }

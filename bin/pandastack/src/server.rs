@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use pandastack_api::{Api, KeyRing};
+use pandastack_api::{Api, KeyRing, RateLimits};
 use pandastack_sandbox::{Config, Manager};
 use pandastack_store::Store;
 use pandastack_types::{JailLevel, SizeLimits};
@@ -49,7 +49,9 @@ pub struct ServerOptions {
     pub ready_timeout: Option<Duration>,
     /// What sandboxes may be let to reach.
     pub network: NetworkArgs,
-    /// What of them is shown.
+    /// How often clients may ask.
+    pub rate_limits: RateLimits,
+    /// What of sandboxes is shown.
     pub previews: Previews,
 }
 
@@ -107,6 +109,7 @@ impl Server {
         let api_options = pandastack_api::Options {
             preview_hosts: options.previews.hosts,
             preview_secret: options.previews.secret,
+            rate_limits: options.rate_limits,
             ..pandastack_api::Options::default()
         };
         let api = Api::new(manager.clone(), keys, api_options)?;

@@ -7,34 +7,49 @@ use axum::response::Response;
 
 use crate::error::ApiError;
 use crate::extract::Query;
+use crate::keyring::KeyId;
+use crate::preview::Peer;
 use crate::{Api, KeyError};
 
 /// Routes that tell nothing and need no key.
 const PUBLIC: [&str; 2] = ["/healthz", "/version"];
 
 /// The middleware: lets nothing but [`PUBLIC`] through without a valid key, unknown routes
-/// included.
+/// included, and of each key and each stranger only so much.
 pub(crate) async fn check(
     State(api): State<Api>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     if !PUBLIC.contains(&request.uri().path()) {
-        let key = key_of(&request)?;
-        let known = api.keys.verify(&key).map_err(unreadable)?;
-        if !known {
-            return Err(refusal("invalid API key"));
+        match caller(&api, &request)? {
+            Ok(key) => api.rates.key(key)?,
+            Err(refusal) => return Err(stranger(&api, &request, refusal)),
         }
     }
     Ok(next.run(request).await)
 }
 
-fn key_of(request: &Request) -> Result<String, ApiError> {
+/// Whose request it is, or why it is nobody's.
+fn caller(api: &Api, request: &Request) -> Result<Result<KeyId, ApiError>, ApiError> {
+    let Some(key) = key_of(request)? else { return Ok(Err(no_key())) };
+    let known = api.keys.identify(&key).map_err(unreadable)?;
+    Ok(known.ok_or_else(|| refusal("invalid API key")))
+}
+
+/// What a stranger is told: `refusal`, as long as it does not ask too often.
+pub(crate) fn stranger(api: &Api, request: &Request, refusal: ApiError) -> ApiError {
+    let peer = request.extensions().get::<Peer>();
+    let limited = peer.map(|peer| api.rates.keyless(peer.0.ip()));
+    limited.and_then(Result::err).unwrap_or(refusal)
+}
+
+fn key_of(request: &Request) -> Result<Option<String>, ApiError> {
     if let Some(key) = bearer(request.headers()) {
-        return Ok(key.to_owned());
+        return Ok(Some(key.to_owned()));
     }
     let query = takes_key_in_query(request).then(|| Query::of(request.uri())).transpose()?;
-    query.and_then(|query| query.text("access_token").map(str::to_owned)).ok_or_else(no_key)
+    Ok(query.and_then(|query| query.text("access_token").map(str::to_owned)))
 }
 
 /// The answer to a request without a key.

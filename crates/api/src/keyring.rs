@@ -19,6 +19,9 @@ const MIN_SECRET: usize = 32;
 /// Most characters of a key, so that hashing one is never work.
 const MAX_KEY: usize = 256;
 
+/// Tells keys apart without being one: the hash of a key.
+pub(crate) type KeyId = [u8; 32];
+
 /// Why a key was not added or checked.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -70,11 +73,17 @@ impl KeyRing {
 
     /// Whether somebody was given this key.
     pub fn verify(&self, key: &str) -> Result<bool, KeyError> {
-        let Some(prefix) = prefix(key) else { return Ok(false) };
+        Ok(self.identify(key)?.is_some())
+    }
+
+    /// Which key this is, if somebody was given it.
+    pub(crate) fn identify(&self, key: &str) -> Result<Option<KeyId>, KeyError> {
+        let Some(prefix) = prefix(key) else { return Ok(None) };
         let hash = hash(key);
         let known = self.store.keys_with_prefix(prefix)?;
         // The prefix is no secret; what is compared after it must not tell how much was right.
-        Ok(known.iter().any(|record| bool::from(record.hash.ct_eq(&hash))))
+        let known = known.iter().any(|record| bool::from(record.hash.ct_eq(&hash)));
+        Ok(known.then_some(hash))
     }
 
     /// Every key, without the keys themselves.
@@ -88,7 +97,7 @@ impl KeyRing {
     }
 }
 
-fn hash(key: &str) -> [u8; 32] {
+fn hash(key: &str) -> KeyId {
     blake3::derive_key("pandastack api key v1", key.as_bytes())
 }
 

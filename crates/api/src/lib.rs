@@ -25,6 +25,7 @@ mod guard;
 mod idempotency;
 mod keyring;
 mod preview;
+mod rate;
 mod routes;
 mod serve;
 mod sse;
@@ -36,9 +37,11 @@ use pandastack_sandbox::Manager;
 
 use idempotency::Idempotency;
 use preview::{Signer, Site};
+use rate::Rates;
 
 pub use keyring::{KeyError, KeyRing};
 pub use preview::{InvalidPreviewHost, PreviewHost, PreviewSecret};
+pub use rate::RateLimits;
 pub use serve::serve;
 
 /// What an operator may set.
@@ -48,6 +51,8 @@ pub struct Options {
     pub max_upload_bytes: u64,
     /// Most connections at a time; more wait to be accepted.
     pub max_connections: usize,
+    /// How often clients may ask.
+    pub rate_limits: RateLimits,
     /// Names besides the loopback ones that a client of a loopback listener may call us by.
     pub extra_hosts: Vec<String>,
     /// Names below which the ports of sandboxes have theirs, besides `localhost`. The first one is
@@ -64,6 +69,7 @@ impl Default for Options {
         Self {
             max_upload_bytes: 1 << 30,
             max_connections: 1024,
+            rate_limits: RateLimits::default(),
             extra_hosts: Vec::new(),
             preview_hosts: Vec::new(),
             preview_secret: None,
@@ -80,6 +86,7 @@ pub struct Api {
     pub(crate) options: Arc<Options>,
     pub(crate) signer: Signer,
     pub(crate) idempotency: Idempotency,
+    pub(crate) rates: Rates,
     /// Where it listens, once it does.
     pub(crate) site: Arc<Site>,
 }
@@ -91,6 +98,7 @@ impl Api {
         Ok(Self {
             manager,
             keys,
+            rates: Rates::new(options.rate_limits),
             options: Arc::new(options),
             signer: Signer::new(&secret),
             idempotency: Idempotency::default(),

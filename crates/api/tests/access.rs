@@ -51,6 +51,36 @@ async fn nothing_works_without_a_key() {
 }
 
 #[tokio::test]
+async fn no_header_but_the_key_says_who_somebody_is() {
+    let server = Server::start().await;
+    let plain = server.get("/v1/me").await;
+    for name in [
+        "x-user-id",
+        "x-forwarded-user",
+        "x-remote-user",
+        "x-org-id",
+        "x-workspace",
+        "x-pandastack-workspace",
+        "x-tenant",
+        "x-internal",
+        "x-api-key",
+        "x-forwarded-for",
+        "forwarded",
+    ] {
+        let ask = async |key: Option<&str>| {
+            let mut request = Request::get("/v1/me").header("host", "localhost");
+            request = request.header(name, "admin");
+            if let Some(key) = key {
+                request = request.header("authorization", format!("Bearer {key}"));
+            }
+            server.send(request.body(empty()).unwrap()).await
+        };
+        assert_eq!(ask(None).await.status, StatusCode::UNAUTHORIZED, "{name}");
+        assert_eq!(ask(Some(&server.key)).await.body, plain.body, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_revoked_key_is_refused_at_once_also_on_an_open_connection() {
     let server = Server::start().await;
     let key = server.keys.mint("short-lived").unwrap();

@@ -263,3 +263,22 @@ async fn the_story_of_a_sandbox_outlives_it() {
     assert_eq!(kinds(&since), life[2..]);
     assert!(second.ends_with(since.json()["events"][0]["sandbox_id"].as_str().unwrap()));
 }
+
+#[tokio::test]
+async fn sizes_that_are_prepared_are_told_of_among_all_events() {
+    let server = Server::start().await;
+    let answer = server.post("/v1/sandboxes", &json!({ "template": "base", "cpu": 2 })).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{answer:?}");
+    let all = server.get("/v1/events").await.json();
+    let events = all["events"].as_array().unwrap();
+    let bakes: Vec<_> = events.iter().filter(|event| event.get("sandbox_id").is_none()).collect();
+    let kinds: Vec<_> = bakes.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["template.baking", "template.baked"]);
+    for event in bakes {
+        assert_eq!(
+            (&event["payload"]["template"], &event["payload"]["cpu"]),
+            (&json!("base"), &json!(2))
+        );
+        assert!(event["time"].is_string());
+    }
+}

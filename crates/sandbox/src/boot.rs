@@ -28,6 +28,7 @@ use tokio::time::timeout;
 
 use crate::error::CreateError;
 use crate::machines::{MachineDir, new_name};
+use crate::snapshot::Lease;
 use crate::stages::Stages;
 
 /// Time for one warm-up line in a parked machine.
@@ -60,8 +61,9 @@ pub(crate) enum Source {
     Zygote(Arc<Housed>, Arc<Bake>, String),
     /// A bake, with the name that its machine will have.
     Bake(Arc<Bake>, String),
-    /// A snapshot, with the token that its guest obeys and the name that its machine will have.
-    Snapshot(Arc<Bake>, Token, String),
+    /// A snapshot and its lease, with the token that its guest obeys and the name that its machine
+    /// will have.
+    Snapshot(Arc<Bake>, Lease, Token, String),
     /// A fork of another sandbox, with the name that it will have. It comes when that sandbox's
     /// owner has made it.
     Child(String, oneshot::Receiver<Copied>),
@@ -74,7 +76,7 @@ impl Source {
             Source::Parked(housed) => housed.dir.name(),
             Source::Zygote(_, _, name)
             | Source::Bake(_, name)
-            | Source::Snapshot(_, _, name)
+            | Source::Snapshot(_, _, _, name)
             | Source::Child(name, _) => name,
         }
     }
@@ -94,8 +96,8 @@ impl Source {
     }
 
     /// A source that restores a snapshot.
-    pub(crate) fn thaw(snapshot: Arc<Bake>, token: Token) -> Self {
-        Source::Snapshot(snapshot, token, new_name())
+    pub(crate) fn thaw(snapshot: Arc<Bake>, token: Token, lease: Lease) -> Self {
+        Source::Snapshot(snapshot, lease, token, new_name())
     }
 
     /// A source that forks the zygote of `bake`.

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::error::{Chain, CreateError};
+use crate::history::BakeStory;
 use crate::host;
 use crate::manager::Core;
 use crate::sync::lock;
@@ -153,17 +154,20 @@ impl Core {
         // The semaphore is never closed.
         let _turn = self.classes.turn.acquire().await;
         let began = Instant::now();
+        let story = BakeStory::begin(&self.store, template, size);
         tracing::info!(%template, %size, "a size class is baked");
         let progress = Arc::new(Shown { size, baking });
         match self.templates.bake(template, size, progress).await {
             Ok(bake) => {
                 let seconds = began.elapsed().as_secs_f32();
                 tracing::info!(%template, %size, seconds, "a size class is baked now");
+                story.baked();
                 self.evict_classes().await;
                 Ok(bake)
             }
             Err(error) => {
                 tracing::warn!(%template, %size, error = %Chain(&error), "a bake failed");
+                story.failed(&error.to_string());
                 Err(Arc::new(error))
             }
         }

@@ -101,7 +101,7 @@ impl Manager {
         request: &NewSandbox,
         stages: &mut Stages,
     ) -> Result<Origin, CreateError> {
-        let Thawed { template, bake, token, ancestor, egress, .. } =
+        let Thawed { template, bake, token, lease, ancestor, egress, .. } =
             self.core.thaw(&self.core.snapshots, id)?;
         let egress = request.egress.clone().or(egress).ok_or(CreateError::DamagedPolicy(id))?;
         let size = bake.size;
@@ -113,7 +113,7 @@ impl Manager {
         }
         let permit = self.core.admit(size)?;
         stages.mark("admission");
-        let source = Source::thaw(bake, token);
+        let source = Source::thaw(bake, token, lease);
         let busy = self.core.creating();
         Ok(Origin { template, size, source, ancestor, permit, egress, busy })
     }

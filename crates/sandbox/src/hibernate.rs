@@ -145,14 +145,15 @@ impl Owner {
         let mut stages = Stages::start();
         let permit = core.admit(sandbox.birth.size)?;
         stages.mark("admission");
-        let Thawed { bake, token, names, .. } = core.thaw(&core.hibernated, place(sandbox.id()))?;
+        let Thawed { bake, token, lease, names, .. } =
+            core.thaw(&core.hibernated, place(sandbox.id()))?;
         let mut identity = Identity::random(&sandbox.hostname())
             .map_err(|error| CreateError::Machine(error.into()))?;
         if let Some(names) = names {
             identity =
                 Identity { machine_id: names.machine_id, boot_id: names.boot_id, ..identity };
         }
-        let source = Source::thaw(bake, token);
+        let source = Source::thaw(bake, token, lease);
         let Booted { housed, identity, link } =
             launch::boot(&core, &sandbox, source, identity, &mut stages).await?;
         if let Err(error) = self.write(State::Hibernated, State::Running, None) {

@@ -243,8 +243,9 @@ async fn obtain(
             }
         }
         Source::Bake(bake, name) => restore(core, &bake, name, stages).await,
-        Source::Snapshot(bake, token, name) => {
+        Source::Snapshot(bake, lease, token, name) => {
             let housed = restore(core, &bake, name, stages).await?;
+            drop(lease);
             housed.machine.agent().set_token(token);
             Ok(housed)
         }

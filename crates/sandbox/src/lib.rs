@@ -72,7 +72,7 @@ pub use exec::{Collected, Execution, Output, Stdin};
 pub use files::{Download, Upload};
 pub use fork::Forked;
 pub use forking::Forking;
-pub use history::{History, MAX_STORY};
+pub use history::{BakeStory, History, MAX_STORY};
 pub use ingress::{
     Connection, DialError, Exposed, Ingress, MAX_CONNECTIONS, Port, PortError, Ports,
 };

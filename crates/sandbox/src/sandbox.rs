@@ -136,6 +136,12 @@ impl Sandbox {
         self.birth.id
     }
 
+    /// The snapshot that it was made of, as long as it is there itself.
+    pub(crate) fn stems_from(&self) -> Option<SnapshotId> {
+        let over = matches!(self.state(), State::Failed | State::Deleted);
+        self.birth.from_snapshot.filter(|_| !over)
+    }
+
     /// Where it is in its life.
     pub fn state(&self) -> State {
         self.status.borrow().state

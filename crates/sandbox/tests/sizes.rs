@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pandastack_sandbox::{CreateError, NewSandbox};
-use pandastack_types::{SizeLimits, SizeState, SizeView};
+use pandastack_types::{Event, SizeLimits, SizeState, SizeView};
+use serde_json::json;
 use support::{World, base, eventually};
 
 fn of_cpu(cpu: i64) -> NewSandbox {
@@ -97,6 +98,45 @@ async fn a_failed_bake_is_told_to_all_who_waited_and_tried_again_by_the_next() {
     world.nothing_left().await;
     world.templates.fails.store(false, Ordering::SeqCst);
     world.manager.create(of_cpu(2)).await.unwrap();
+}
+
+/// Bakes in the journal: how far each came, of how many vCPUs, and why it failed.
+fn told(world: &World) -> Vec<(String, u64, Option<String>)> {
+    let entries = world.manager.stories(None, 1000).unwrap().into_iter();
+    let bakes = entries.filter(|entry| entry.event.sandbox_id.is_none());
+    bakes
+        .map(|entry| {
+            let Event { kind, payload, .. } = entry.event;
+            assert_eq!((&payload["template"], &payload["disk_mb"]), (&json!("base"), &json!(2048)));
+            assert_eq!(payload["elapsed_ms"].is_u64(), kind != "template.baking");
+            let error = payload["error"].as_str().map(str::to_owned);
+            (kind, payload["cpu"].as_u64().unwrap(), error)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_journal_tells_of_bakes_however_they_end() {
+    let world = World::with(|config| config.bake_patience = Duration::from_millis(100));
+    let line = |kind: &str, cpu, error: Option<&str>| {
+        (format!("template.{kind}"), cpu, error.map(str::to_owned))
+    };
+    world.manager.create(of_cpu(2)).await.unwrap();
+    world.manager.create(of_cpu(2)).await.unwrap();
+    let mut expected = vec![line("baking", 2, None), line("baked", 2, None)];
+    assert_eq!(told(&world), expected);
+    world.templates.fails.store(true, Ordering::SeqCst);
+    world.manager.create(of_cpu(3)).await.unwrap_err();
+    let why = Some("the template is gone");
+    expected.extend([line("baking", 3, None), line("bake_failed", 3, why)]);
+    assert_eq!(told(&world), expected);
+    // One that a stopping server gives up has an end as well.
+    world.templates.slowness_ms.store(60_000, Ordering::SeqCst);
+    world.manager.create(of_cpu(4)).await.unwrap_err();
+    world.manager.shutdown().await;
+    let why = Some("it was given up");
+    expected.extend([line("baking", 4, None), line("bake_failed", 4, why)]);
+    assert_eq!(told(&world), expected);
 }
 
 #[tokio::test]

@@ -122,6 +122,92 @@ async fn a_sandbox_may_do_anything_while_its_snapshot_is_written() {
 }
 
 #[tokio::test]
+async fn a_delete_waits_for_creates_that_were_let_in_before() {
+    let (world, sandbox) = world().await;
+    let id = world.manager.snapshot(sandbox.id()).await.unwrap().id;
+    let references = || world.manager.find_snapshot(id).unwrap().references;
+    let first = restore(&world, id).await.unwrap().view.id;
+    assert_eq!(references(), 1);
+    assert_eq!(world.manager.snapshots(None).await[0].references, 1);
+
+    world.engine.knobs.slow_ms.store(300, Ordering::SeqCst);
+    let (made, deleted, refused) = tokio::join!(
+        restore(&world, id),
+        async {
+            eventually("a restore is under way", || world.machine_dirs() == 4).await;
+            let deleted = world.manager.delete_snapshot(id).await;
+            assert!(on_disk(&world).is_empty());
+            deleted
+        },
+        async {
+            eventually("it is hidden", || world.manager.find_snapshot(id).is_err()).await;
+            assert_eq!(on_disk(&world).len(), 1, "its files are being read");
+            assert!(world.manager.snapshots(None).await.is_empty());
+            let again = world.manager.delete_snapshot(id).await;
+            assert!(matches!(again, Err(DeleteSnapshotError::NotFound(_))), "{again:?}");
+            restore(&world, id).await
+        }
+    );
+    deleted.unwrap();
+    assert!(matches!(refused, Err(CreateError::NoSnapshot(_))), "{refused:?}");
+    let second = made.unwrap().view.id;
+    for made in [first, second] {
+        assert_eq!(kept(&world, made).await, "one");
+        // What was made of one that is gone can be kept all the same.
+        let own = world.manager.snapshot(made).await.unwrap();
+        assert_eq!(own.references, 0);
+        let copy = restore(&world, own.id).await.unwrap().view.id;
+        assert_eq!(world.manager.find_snapshot(own.id).unwrap().references, 1);
+        world.manager.get(copy).unwrap().delete().await.unwrap();
+        assert_eq!(world.manager.find_snapshot(own.id).unwrap().references, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_delete_that_nobody_waits_for_any_more_keeps_it() {
+    let (world, sandbox) = world().await;
+    let id = world.manager.snapshot(sandbox.id()).await.unwrap().id;
+    world.engine.knobs.slow_ms.store(200, Ordering::SeqCst);
+    let (made, ()) = tokio::join!(restore(&world, id), async {
+        eventually("a restore is under way", || world.machine_dirs() == 3).await;
+        let deleting = world.manager.delete_snapshot(id);
+        assert!(tokio::time::timeout(Duration::from_millis(20), deleting).await.is_err());
+        assert_eq!(world.manager.find_snapshot(id).unwrap().id, id);
+    });
+    made.unwrap();
+    world.manager.delete_snapshot(id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_whose_files_were_changed_is_refused() {
+    let (world, sandbox) = world().await;
+    let id = world.manager.snapshot(sandbox.id()).await.unwrap().id;
+    let before = world.manager.list().len();
+    let dir = on_disk(&world).remove(0);
+    let names = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let names: Vec<_> = names.filter(|name| name != "snapshot.json").collect();
+    assert!(!names.is_empty());
+    for name in names {
+        let (path, away) = (dir.join(&name), dir.join("away"));
+        let content = std::fs::read(&path).unwrap();
+        let mut flipped = content.clone();
+        flipped[0] ^= 1;
+        std::fs::rename(&path, &away).unwrap();
+        for damage in [Some(flipped), Some(content[1..].to_vec()), None] {
+            if let Some(bytes) = damage {
+                std::fs::write(&path, bytes).unwrap();
+            }
+            let refused = restore(&world, id).await;
+            assert!(matches!(refused, Err(CreateError::StaleSnapshot { .. })), "{refused:?}");
+            let _ = std::fs::remove_file(&path);
+        }
+        std::fs::rename(&away, &path).unwrap();
+    }
+    assert_eq!(world.manager.list().len(), before);
+    assert!(restore(&world, id).await.is_ok(), "and nothing else of it was");
+}
+
+#[tokio::test]
 async fn a_snapshot_that_fails_leaves_nothing() {
     let (world, sandbox) = world().await;
     world.engine.knobs.snapshot_broken.store(true, Ordering::SeqCst);

@@ -16,6 +16,9 @@ pub struct JournalEntry {
     pub event: Event,
 }
 
+/// The sandbox of a line that is about none.
+const NOBODY: &str = "";
+
 const COLUMNS: &str = "seq, sandbox, time, type, payload";
 
 impl Store {
@@ -28,7 +31,17 @@ impl Store {
         Ok(entries.into_iter().map(|entry| entry.event).collect())
     }
 
-    /// The newest `limit` lines about all sandboxes, oldest first.
+    /// Writes a line about no sandbox.
+    pub fn note(
+        &self,
+        at: OffsetDateTime,
+        kind: &str,
+        payload: &serde_json::Value,
+    ) -> Result<(), StoreError> {
+        append(&self.lock(), None, at, kind, payload)
+    }
+
+    /// The newest `limit` lines about everything, oldest first.
     pub fn journal_tail(&self, limit: u32) -> Result<Vec<JournalEntry>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM journal ORDER BY seq DESC LIMIT ?1");
         let mut entries = self.lines(&sql, params![limit])?;
@@ -62,7 +75,10 @@ fn read(row: &Row<'_>) -> Result<JournalEntry, StoreError> {
         number: u64::try_from(number).map_err(|_| damaged("journal number"))?,
         event: Event {
             time: from_micros(time)?,
-            sandbox_id: sandbox.parse().map_err(|_| damaged("journal sandbox"))?,
+            sandbox_id: match sandbox.as_str() {
+                NOBODY => None,
+                id => Some(id.parse().map_err(|_| damaged("journal sandbox"))?),
+            },
             kind,
             payload: serde_json::from_str(&payload).map_err(|_| damaged("journal payload"))?,
         },
@@ -72,15 +88,16 @@ fn read(row: &Row<'_>) -> Result<JournalEntry, StoreError> {
 /// Appends one line inside the caller's transaction.
 pub(crate) fn append(
     connection: &Connection,
-    id: SandboxId,
+    id: Option<SandboxId>,
     at: OffsetDateTime,
     kind: &str,
     payload: &serde_json::Value,
 ) -> Result<(), StoreError> {
+    let id = id.map_or_else(|| NOBODY.to_owned(), |id| id.to_string());
     connection
         .prepare_cached(
             "INSERT INTO journal (time, sandbox, type, payload) VALUES (?1, ?2, ?3, ?4)",
         )?
-        .execute(params![micros(at), id.to_string(), kind, payload.to_string()])?;
+        .execute(params![micros(at), id, kind, payload.to_string()])?;
     Ok(())
 }

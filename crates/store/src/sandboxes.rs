@@ -112,7 +112,7 @@ impl Store {
                 "disk_mb": record.size.disk_mb,
                 "machine": record.machine,
             });
-            append(&tx, record.id, record.created_at, &kind(record.state), &payload)?;
+            append(&tx, Some(record.id), record.created_at, &kind(record.state), &payload)?;
         }
         tx.commit()?;
         Ok(())
@@ -141,7 +141,7 @@ impl Store {
             return Err(StoreError::Missing);
         }
         let payload = json!({ "from": change.from, "reason": change.reason });
-        append(&tx, change.id, change.at, &kind(change.to), &payload)?;
+        append(&tx, Some(change.id), change.at, &kind(change.to), &payload)?;
         tx.commit()?;
         Ok(())
     }
@@ -178,7 +178,7 @@ impl Store {
             "ttl_seconds": ttl_seconds, "ttl_mode": ttl_mode, "persistent": persistent,
             "idle_timeout": idle_timeout,
         });
-        append(&tx, id, at, "sandbox.lifecycle", &payload)?;
+        append(&tx, Some(id), at, "sandbox.lifecycle", &payload)?;
         tx.commit()?;
         Ok(())
     }
@@ -201,7 +201,7 @@ impl Store {
             return Err(StoreError::Missing);
         }
         let payload = json!({ "allow": egress.allow().len(), "deny": egress.deny().len() });
-        append(&tx, id, at, "sandbox.egress", &payload)?;
+        append(&tx, Some(id), at, "sandbox.egress", &payload)?;
         tx.commit()?;
         Ok(())
     }

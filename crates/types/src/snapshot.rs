@@ -33,6 +33,9 @@ pub struct SnapshotView {
     /// cannot be read, and then the request has to.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub egress: Option<Policy>,
+    /// Sandboxes that were made of it and are there still. They do not need it any more.
+    #[serde(default)]
+    pub references: u32,
 }
 
 /// The answer to a request for all of them.

@@ -1,5 +1,5 @@
 //! T35: a policy that is tightened closes what it no longer allows, within 100 ms, and nothing
-//! else.
+//! else. T44: a copy has no connection of its original.
 
 use std::time::{Duration, Instant};
 
@@ -146,4 +146,24 @@ fn a_policy_that_only_opens_more_disturbs_nothing() -> Result<()> {
     // A policy that is refused neither.
     assert_eq!(stage.try_set(&sandbox, &json!({ "allow": [{ "host": "?" }] }))?.status, 400);
     alive(&stage, [true; 4])
+}
+
+#[test]
+fn a_copy_has_no_connection_of_its_original() -> Result<()> {
+    let Some(stage) = Stage::forking()? else { return Ok(()) };
+    let sandbox = stage.sandbox(&rules(&[0, 1, 2, 3]))?;
+    talk(&stage, &sandbox)?;
+    let child = sandbox.fork(1)?.remove(0);
+    let told = || child.output("cat /root/talk.log").unwrap_or_default();
+    let reset = |address: &str| told().contains(&format!("{address} 5000 ConnectionResetError"));
+    let all = || [SITE_A, SITE_B, PLACE].iter().all(|address| reset(address));
+    ensure!(wait_until(Duration::from_secs(30), all), "its connections live: {:?}", told());
+    // The original noticed nothing, and nobody else was spoken to.
+    alive(&stage, [true; 4])?;
+    assert_eq!(sandbox.output("cat /root/talk.log")?, "");
+    let seen = stage.lab.seen()?;
+    for address in [SITE_A, SITE_B, PLACE] {
+        assert_eq!(seen.connections_to(address).len(), 1, "{address}");
+    }
+    Ok(())
 }

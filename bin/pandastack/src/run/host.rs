@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use http::Method;
+use pandastack_api::RateLimits;
 use pandastack_types::{Lifecycle, SandboxId, SizeLimits, TemplateName};
 use tokio::net::TcpListener;
 
@@ -80,6 +81,7 @@ impl Host {
             idle_timeout_seconds: None,
             ready_timeout: None,
             network: args.network.clone(),
+            rate_limits: RateLimits::default(),
             previews: Previews::default(),
         };
         let server = Server::start(&workshop, options, &key, listener).await?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pandastack_image::ImageError;
 use pandastack_sandbox::Manager;
-use pandastack_types::TemplateName;
+use pandastack_types::{Size, TemplateName};
 use tokio::task::JoinHandle;
 
 use crate::terminal;
@@ -18,13 +18,17 @@ pub fn start(workshop: &Workshop, manager: Arc<Manager>) -> Builds {
     let workshop = workshop.clone();
     Builds(tokio::spawn(async move {
         for view in workshop.catalog.list().into_iter().filter(|view| !view.built) {
+            let size = Size { cpu: view.cpu, memory_mb: view.memory_mb, disk_mb: view.disk_mb };
+            let story = manager.bake_begins(&view.name, size);
             let built = build(&workshop, &view.name).await;
             match built {
                 Ok(()) => {
+                    story.baked();
                     terminal::line(&format!("template {} is ready", view.name));
                     manager.prime();
                 }
                 Err(error) => {
+                    story.failed(&error.to_string());
                     terminal::line(&format!("template {} is not built: {error:#}", view.name));
                     // What is missing for one is missing for all.
                     if matches!(error.downcast_ref(), Some(ImageError::MissingPrograms(_))) {

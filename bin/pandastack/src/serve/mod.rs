@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use clap::builder::FalseyValueParser;
+use pandastack_api::RateLimits;
 use pandastack_types::{Size, SizeLimits};
 use tokio::net::TcpListener;
 
@@ -81,6 +82,8 @@ pub struct Args {
     )]
     ready_timeout: Option<u64>,
     #[command(flatten)]
+    rates: RateArgs,
+    #[command(flatten)]
     previews: PreviewArgs,
     /// Leave the client configuration of this user alone
     #[arg(long, env = "PANDASTACK_NO_CLIENT_CONFIG", value_parser = FalseyValueParser::new())]
@@ -99,6 +102,26 @@ pub struct ReserveArgs {
     /// Host disk in MiB that a create must leave free [default: 512]
     #[arg(long, value_name = "MB", env = "PANDASTACK_DISK_RESERVE")]
     pub disk_reserve: Option<u64>,
+}
+
+/// How often clients may ask.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct RateArgs {
+    /// Most API requests a second with one key, five seconds' worth at once; 0 for no limit
+    #[arg(long, value_name = "N", env = "PANDASTACK_RATE_LIMIT", default_value_t = RateLimits::default().key)]
+    rate_limit: u32,
+    /// The same without a valid key, from one address
+    #[arg(
+        long, value_name = "N", env = "PANDASTACK_RATE_LIMIT_KEYLESS",
+        default_value_t = RateLimits::default().keyless
+    )]
+    rate_limit_keyless: u32,
+}
+
+impl RateArgs {
+    fn limits(self) -> RateLimits {
+        RateLimits { key: self.rate_limit, keyless: self.rate_limit_keyless }
+    }
 }
 
 /// How large sandboxes may be.
@@ -174,6 +197,7 @@ pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
         idle_timeout_seconds: args.idle_timeout,
         ready_timeout: args.ready_timeout.map(Duration::from_secs),
         network: args.network.clone(),
+        rate_limits: args.rates.limits(),
         previews: Previews::of(&args.previews, &data_dir.join("preview-secret"))?,
     };
     let server = Server::start(&workshop, options, &key, listener).await?;

@@ -45,9 +45,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
 
-use crate::Api;
 use crate::error::ApiError;
 use crate::guard::Guard;
+use crate::{Api, auth};
 use address::Way;
 
 pub(crate) use address::names_a_sandbox;
@@ -87,9 +87,14 @@ impl Previews {
             let text = "this server connects to nothing on behalf of others";
             return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, text));
         }
-        let passed = match gate::pass(&self.api, &address, &request)? {
-            gate::Passed::In(passed) => passed,
-            gate::Passed::Redirect(response) => return Ok(response),
+        let passed = match gate::pass(&self.api, &address, &request) {
+            Ok(gate::Passed::In(passed)) => passed,
+            Ok(gate::Passed::Redirect(response)) => return Ok(response),
+            // Whoever is let in is the guest's business; who guesses is ours.
+            Err(refusal) if refusal.status == StatusCode::UNAUTHORIZED => {
+                return Err(auth::stranger(&self.api, &request, refusal));
+            }
+            Err(refusal) => return Err(refusal),
         };
         let patience = self.api.options.preview_patience;
         forward::forward((&self.slots, patience), &address, passed, request).await

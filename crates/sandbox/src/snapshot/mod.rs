@@ -10,8 +10,11 @@
 //! The owner is not asked: a machine does what changes it one after the other, so a pause waits
 //! for the copy, and then nothing of the sandbox is needed any more, not even its life.
 
+mod seal;
 mod shelf;
+mod uses;
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +38,7 @@ use crate::sync::lock;
 use shelf::Manifest;
 pub(crate) use shelf::Names;
 pub(crate) use shelf::SnapshotShelf;
+pub(crate) use uses::Lease;
 
 /// Time to write a snapshot. One that takes longer has met a disk in trouble.
 const WRITING: Duration = Duration::from_secs(600);
@@ -63,20 +67,30 @@ impl Manager {
     /// Every snapshot, newest first; those of one sandbox, if it is named.
     pub async fn snapshots(&self, sandbox: Option<SandboxId>) -> Vec<SnapshotView> {
         let shelf = self.core.snapshots.clone();
-        tokio::task::spawn_blocking(move || shelf.list(sandbox)).await.unwrap_or_default()
+        let listing = tokio::task::spawn_blocking(move || shelf.list(sandbox));
+        let mut views = listing.await.unwrap_or_default();
+        let mut made = HashMap::<_, u32>::new();
+        for id in self.core.all().iter().filter_map(|sandbox| sandbox.stems_from()) {
+            *made.entry(id).or_default() += 1;
+        }
+        for view in &mut views {
+            view.references = made.get(&view.id).copied().unwrap_or_default();
+        }
+        views
     }
 
     /// One snapshot.
     pub fn find_snapshot(&self, id: SnapshotId) -> Result<SnapshotView, NoSnapshot> {
-        Ok(self.core.snapshots.get(id)?.view)
+        let view = self.core.snapshots.get(id)?.view;
+        let all = self.core.all();
+        let made = all.iter().filter(|sandbox| sandbox.stems_from() == Some(id));
+        Ok(SnapshotView { references: made.count() as u32, ..view })
     }
 
-    /// Deletes a snapshot. Sandboxes that were made of it go on.
+    /// Deletes a snapshot. Sandboxes that were made of it go on, and those that are being made of it
+    /// are finished first.
     pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), DeleteSnapshotError> {
-        let shelf = self.core.snapshots.clone();
-        let removed = tokio::task::spawn_blocking(move || shelf.remove(id)).await;
-        removed
-            .unwrap_or_else(|error| Err(DeleteSnapshotError::Files(std::io::Error::other(error))))
+        self.core.snapshots.delete(id).await
     }
 }
 
@@ -119,13 +133,15 @@ impl Core {
             size_bytes: 0,
             created_at,
             egress: None,
+            references: 0,
         };
         // As it is now: who has been told that it is tighter must not find it open in a copy.
         let policy = Manifest::keep(&sandbox.egress()).map_err(SnapshotError::Write)?;
         let origin = self.engine.bake_key(&birth.ancestor.image, birth.size);
         let shelf = shelf.clone();
         let publishing = tokio::task::spawn_blocking(move || {
-            shelf.publish(out, Manifest { origin, token, names, policy, view })
+            let files = BTreeMap::new();
+            shelf.publish(out, Manifest { origin, token, names, policy, files, view })
         });
         let published = publishing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         published.map_err(SnapshotError::Write)
@@ -137,7 +153,9 @@ impl Core {
         shelf: &SnapshotShelf,
         id: SnapshotId,
     ) -> Result<Thawed, CreateError> {
-        let Manifest { origin, token, names, view, .. } = shelf.get(id)?;
+        let (manifest, lease) = shelf.lend(id)?;
+        let changed = shelf.changed(id, &manifest);
+        let Manifest { origin, token, names, view, .. } = manifest;
         let size = Size { cpu: view.cpu, memory_mb: view.memory_mb, disk_mb: view.disk_mb };
         let stale = |why| CreateError::StaleSnapshot { id, why };
         let ancestor =
@@ -148,13 +166,17 @@ impl Core {
                 "it was taken with another version of its template, of the engine or of the host",
             ));
         }
+        if let Some(file) = changed {
+            tracing::warn!(snapshot = %id, file, "a file of a snapshot is not what it was");
+            return Err(stale("a file of it is missing or damaged"));
+        }
         let dir = shelf.path(id);
         // A sandbox is hibernated again and again under its one id, while copies of what it was at an
         // earlier time may live: engines must not take the memory of one time for that of another.
         let key = format!("snapshot-{id}-{}", view.created_at.unix_timestamp_nanos());
         let bake = Arc::new(Bake { dir, image, size, key });
         let egress = view.egress;
-        Ok(Thawed { template: view.template, bake, token, names, ancestor, egress })
+        Ok(Thawed { template: view.template, bake, token, lease, names, ancestor, egress })
     }
 
     /// A bake of the template that a snapshot is of, in the snapshot's size if there is one.
@@ -173,6 +195,8 @@ pub(crate) struct Thawed {
     pub(crate) bake: Arc<Bake>,
     /// What its guest obeys until it gets an identity of its own.
     pub(crate) token: Token,
+    /// Until its files are read.
+    pub(crate) lease: Lease,
     /// What its guest calls itself until then, if that was written down.
     pub(crate) names: Option<Names>,
     /// The template's own.

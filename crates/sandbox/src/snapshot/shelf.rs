@@ -8,6 +8,11 @@
 //! A snapshot is its directory and there is no other record of it: a rename shows or hides all of
 //! it at once, also in a crash, where a table beside it could say something else. What is half
 //! written or half deleted is where machines live, and goes with what they left behind.
+//!
+//! Nothing refers to a snapshot's files by their place but a restore that is under way ([`uses`]):
+//! what a machine has of them it holds open, and what another snapshot shares with them has names of
+//! its own there. So the file system counts the references, and a snapshot can go whatever was made
+//! of it.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -21,6 +26,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{DeleteSnapshotError, NoSnapshot, StartError};
 use crate::fault::{self, Point};
 use crate::machines::{MachineDir, new_name};
+
+use super::seal::{Seal, Seals, changed};
+use super::uses::{Lease, Uses};
 
 /// The manifest's file name; engines have no file of this name.
 const MANIFEST: &str = "snapshot.json";
@@ -41,6 +49,9 @@ pub(crate) struct Manifest {
     /// policies are of sandboxes that reached nothing.
     #[serde(default = "none")]
     pub(crate) policy: String,
+    /// Its files. Manifests that are older than this name none.
+    #[serde(default)]
+    pub(super) files: Seals,
     /// As clients see it.
     #[serde(flatten)]
     pub(crate) view: SnapshotView,
@@ -80,6 +91,7 @@ impl Manifest {
 pub(crate) struct SnapshotShelf {
     dir: PathBuf,
     machines: PathBuf,
+    uses: Uses,
 }
 
 impl SnapshotShelf {
@@ -88,7 +100,7 @@ impl SnapshotShelf {
         use std::os::unix::fs::DirBuilderExt;
         match fs::DirBuilder::new().mode(0o700).create(&dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(Self { dir, machines }),
+            _ => Ok(Self { dir, machines, uses: Uses::default() }),
         }
     }
 
@@ -125,6 +137,24 @@ impl SnapshotShelf {
 
     /// What is known of a snapshot.
     pub(crate) fn get(&self, id: SnapshotId) -> Result<Manifest, NoSnapshot> {
+        if self.uses.is_leaving(id) {
+            return Err(NoSnapshot(id));
+        }
+        self.read(id)
+    }
+
+    /// A snapshot for somebody who reads its files: they stay as long as the lease.
+    pub(crate) fn lend(&self, id: SnapshotId) -> Result<(Manifest, Lease), NoSnapshot> {
+        let lease = self.uses.lend(id).ok_or(NoSnapshot(id))?;
+        Ok((self.read(id)?, lease))
+    }
+
+    /// The name of a file of a snapshot that is not what it was.
+    pub(crate) fn changed(&self, id: SnapshotId, manifest: &Manifest) -> Option<String> {
+        changed(&self.path(id), &manifest.files)
+    }
+
+    fn read(&self, id: SnapshotId) -> Result<Manifest, NoSnapshot> {
         let path = self.path(id).join(MANIFEST);
         let text = fs::read(&path).map_err(|_| NoSnapshot(id))?;
         let manifest: Result<Manifest, _> = serde_json::from_slice(&text);
@@ -147,7 +177,7 @@ impl SnapshotShelf {
         mut manifest: Manifest,
     ) -> io::Result<SnapshotView> {
         use std::os::unix::fs::OpenOptionsExt;
-        manifest.view.size_bytes = settle(out.path())?;
+        (manifest.view.size_bytes, manifest.files) = settle(out.path())?;
         let text = serde_json::to_vec_pretty(&manifest)?;
         let path = out.path().join(MANIFEST);
         let mut file = File::options().mode(0o600).create_new(true).write(true).open(&path)?;
@@ -161,7 +191,23 @@ impl SnapshotShelf {
         Ok(manifest.shown().view)
     }
 
-    /// Deletes a snapshot. Sandboxes that were made of it have its files open and go on.
+    /// Deletes a snapshot: from now on there is none, and when nobody reads its files any more they
+    /// go. Sandboxes that were made of it have them open and go on.
+    pub(crate) async fn delete(&self, id: SnapshotId) -> Result<(), DeleteSnapshotError> {
+        let leaving = self.uses.leave(id).ok_or(NoSnapshot(id))?;
+        leaving.unread().await;
+        let shelf = self.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            let away = shelf.take_away(id)?;
+            drop(leaving);
+            fs::remove_dir_all(&away).map_err(DeleteSnapshotError::Files)
+        });
+        removed
+            .await
+            .unwrap_or_else(|error| Err(DeleteSnapshotError::Files(io::Error::other(error))))
+    }
+
+    /// Deletes one that nobody can be reading.
     pub(crate) fn remove(&self, id: SnapshotId) -> Result<(), DeleteSnapshotError> {
         let away = self.take_away(id)?;
         fs::remove_dir_all(&away).map_err(DeleteSnapshotError::Files)
@@ -180,20 +226,22 @@ impl SnapshotShelf {
     }
 }
 
-/// Writes the files of a directory through to the disk, and adds up the space that they take.
+/// Writes the files of a directory through to the disk, and tells them and the space that they take.
 /// A file with other names is not counted: engines link to what they share with a template.
-fn settle(dir: &Path) -> io::Result<u64> {
+fn settle(dir: &Path) -> io::Result<(u64, Seals)> {
     use std::os::unix::fs::MetadataExt;
-    let mut bytes = 0;
+    let (mut bytes, mut seals) = (0, Seals::new());
     for entry in fs::read_dir(dir)? {
-        let file = File::open(entry?.path())?;
+        let entry = entry?;
+        let file = File::open(entry.path())?;
         file.sync_all()?;
+        seals.insert(entry.file_name().to_string_lossy().into_owned(), Seal::of(&file)?);
         let metadata = file.metadata()?;
         if metadata.nlink() == 1 {
             bytes += metadata.blocks() * 512;
         }
     }
-    Ok(bytes)
+    Ok((bytes, seals))
 }
 
 #[cfg(test)]
@@ -216,8 +264,10 @@ mod tests {
             size_bytes: 0,
             created_at: OffsetDateTime::UNIX_EPOCH - time::Duration::seconds(age),
             egress: None,
+            references: 0,
         };
-        Manifest { origin: "key".to_owned(), token: [7; 16], names: None, policy: none(), view }
+        let (origin, files) = ("key".to_owned(), Seals::new());
+        Manifest { origin, token: [7; 16], names: None, policy: none(), files, view }
     }
 
     #[test]
