@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use pandastack_vmm::disk::check;
 
-use super::{Disk, Place, ext4, flatten, layers_in, new_top, qcow2};
+use super::{Disk, Place, ext4, flatten, layers_in, new_top};
 use crate::error::{EngineError, file_error};
 use crate::files;
 
@@ -156,6 +156,7 @@ pub(crate) fn lock(top: &File, path: &Path) -> Result<(), EngineError> {
 mod tests {
     use std::os::unix::fs::{FileExt, PermissionsExt};
 
+    use super::super::qcow2;
     use super::*;
 
     async fn volume() -> tempfile::TempDir {

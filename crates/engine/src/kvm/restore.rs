@@ -20,7 +20,8 @@ pub(super) async fn restore(
     dir: &Path,
     group: &str,
 ) -> Result<Copy, EngineError> {
-    let (disk, top) = Disk::create(&Place::root(&bake.dir), &Place::root(dir), bake.size.disk_bytes())?;
+    let (disk, top) =
+        Disk::create(&Place::root(&bake.dir), &Place::root(dir), bake.size.disk_bytes())?;
     let idle = launch(host, group, bake.size).await?;
     names::note_pid(dir, idle.monitor.process.pid())?;
     let mut with = files.attached();

@@ -18,8 +18,8 @@ use super::client::{Attached, SAVE, attach};
 use super::fork::{Copy, Family};
 use super::manifest::WORKING_SET;
 use super::monitor::Monitor;
-use crate::error::file_error;
 use crate::disk::Place;
+use crate::error::file_error;
 use crate::files::{DIFF, MEMORY, STATE};
 use crate::{EngineError, disk, sparse};
 

@@ -44,8 +44,7 @@ impl QemuDisk {
     pub fn create(bake: &Path, dir: &Path, bytes: u64) -> Result<(Self, File), EngineError> {
         let (layers, file) = Disk::create(&Place::root(bake), &Place::root(dir), bytes)?;
         let top = id(&file)?;
-        let disk =
-            Self { slot: None, lasts: false, layers, top, spare: None, added: 0, fresh: 0 };
+        let disk = Self { slot: None, lasts: false, layers, top, spare: None, added: 0, fresh: 0 };
         Ok((disk, file))
     }
 
@@ -62,8 +61,7 @@ impl QemuDisk {
         let opened = opening.await.unwrap_or_else(|e| Err(EngineError::Spawn(io::Error::other(e))));
         let (layers, file) = opened?;
         let top = id(&file)?;
-        let disk =
-            Self { slot: Some(slot), lasts, layers, top, spare: None, added: 0, fresh: 0 };
+        let disk = Self { slot: Some(slot), lasts, layers, top, spare: None, added: 0, fresh: 0 };
         let mut below = format!("{}-base", disk.name());
         add_read_only(qmp, "raw", &below, None, disk.layers.base().as_fd()).await?;
         for (index, layer) in disk.layers.frozen().iter().enumerate() {
@@ -189,9 +187,7 @@ impl QemuDisk {
             node["cache"] = json!({ "direct": false, "no-flush": no_flush });
             node
         };
-        let image = |set| {
-            json!({ "driver": "qcow2", "node-name": name, "backing": below, "file": protocol(set) })
-        };
+        let image = |set| json!({ "driver": "qcow2", "node-name": name, "backing": below, "file": protocol(set) });
         add_node(qmp, file, image).await
     }
 

@@ -19,7 +19,9 @@ use pandastack_engine::agent::Identity;
 use pandastack_engine::{Bake, EngineError};
 use pandastack_policy::Policy;
 use pandastack_proto::Token;
-use pandastack_types::{SandboxId, Size, SnapshotId, SnapshotView, State, TemplateName};
+use pandastack_types::{
+    SandboxId, Size, SnapshotId, SnapshotView, State, TemplateName, VolumeMount,
+};
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -123,9 +125,9 @@ impl Core {
         // As it is now: who has been told that it is tighter must not find it open in a copy.
         let policy = Manifest::keep(&sandbox.egress()).map_err(SnapshotError::Write)?;
         let origin = self.engine.bake_key(&birth.ancestor.image, birth.size);
-        let shelf = shelf.clone();
+        let (shelf, volumes) = (shelf.clone(), birth.volumes.clone());
         let publishing = tokio::task::spawn_blocking(move || {
-            shelf.publish(out, Manifest { origin, token, names, policy, view })
+            shelf.publish(out, Manifest { origin, token, names, policy, volumes, view })
         });
         let published = publishing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         published.map_err(SnapshotError::Write)
@@ -137,7 +139,7 @@ impl Core {
         shelf: &SnapshotShelf,
         id: SnapshotId,
     ) -> Result<Thawed, CreateError> {
-        let Manifest { origin, token, names, view, .. } = shelf.get(id)?;
+        let Manifest { origin, token, names, volumes, view, .. } = shelf.get(id)?;
         let size = Size { cpu: view.cpu, memory_mb: view.memory_mb, disk_mb: view.disk_mb };
         let stale = |why| CreateError::StaleSnapshot { id, why };
         let ancestor =
@@ -154,7 +156,8 @@ impl Core {
         let key = format!("snapshot-{id}-{}", view.created_at.unix_timestamp_nanos());
         let bake = Arc::new(Bake { dir, image, size, key });
         let egress = view.egress;
-        Ok(Thawed { template: view.template, bake, token, names, ancestor, egress })
+        let template = view.template;
+        Ok(Thawed { template, bake, token, names, ancestor, egress, volumes })
     }
 
     /// A bake of the template that a snapshot is of, in the snapshot's size if there is one.
@@ -179,6 +182,8 @@ pub(crate) struct Thawed {
     pub(crate) ancestor: Arc<Bake>,
     /// What its sandbox was allowed to reach; nothing that can be read if that is damaged.
     pub(crate) egress: Option<Policy>,
+    /// The volumes that its guest has.
+    pub(crate) volumes: Vec<VolumeMount>,
 }
 
 /// Writes the files, and says what the guest in them calls itself and obeys.

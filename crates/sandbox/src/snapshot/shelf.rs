@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use pandastack_policy::Policy;
 use pandastack_proto::Token;
-use pandastack_types::{SandboxId, SnapshotId, SnapshotView};
+use pandastack_types::{SandboxId, SnapshotId, SnapshotView, VolumeMount};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DeleteSnapshotError, NoSnapshot, StartError};
@@ -41,6 +41,10 @@ pub(crate) struct Manifest {
     /// policies are of sandboxes that reached nothing.
     #[serde(default = "none")]
     pub(crate) policy: String,
+    /// The volumes that its guest has, each a copy in the slot of its index. Older snapshots have
+    /// none.
+    #[serde(default)]
+    pub(crate) volumes: Vec<VolumeMount>,
     /// As clients see it.
     #[serde(flatten)]
     pub(crate) view: SnapshotView,
@@ -217,7 +221,8 @@ mod tests {
             created_at: OffsetDateTime::UNIX_EPOCH - time::Duration::seconds(age),
             egress: None,
         };
-        Manifest { origin: "key".to_owned(), token: [7; 16], names: None, policy: none(), view }
+        let (origin, volumes) = ("key".to_owned(), Vec::new());
+        Manifest { origin, token: [7; 16], names: None, policy: none(), volumes, view }
     }
 
     #[test]
