@@ -4,7 +4,7 @@
 import uuid
 
 import pytest
-from pandastack import BadRequestError, NotFoundError, PandaStackError
+from pandastack import BadRequestError, NotFoundError, ServerError
 
 from conftest import kill
 
@@ -14,8 +14,9 @@ def volume(client):
     name = f"test-{uuid.uuid4().hex[:8]}"
     try:
         made = client.volumes.create(name, size_mb=32)
-    except PandaStackError as error:
-        if error.status_code == 501:
+    except ServerError as error:
+        # The kvm engine has none yet.
+        if "not supported" in str(error):
             pytest.skip(str(error))
         raise
     assert (made["name"], made["size_mb"]) == (name, 32)
@@ -28,13 +29,12 @@ def volume(client):
 
 def test_a_volume_outlives_its_sandboxes(client, create, volume):
     assert client.volumes.get(volume) in client.volumes.list()
-    with pytest.raises(PandaStackError):
+    with pytest.raises(BadRequestError, match="exists already"):
         client.volumes.create(volume, size_mb=32)
     writer = create(volumes=[{"name": volume}])
     writer.exec(f"echo kept > /volumes/{volume}/file")
-    with pytest.raises(PandaStackError) as refused:
+    with pytest.raises(BadRequestError, match="is attached"):
         client.volumes.delete(volume)
-    assert refused.value.status_code == 409
     kill(writer)
 
     readers = [create(volumes=[{"name": volume, "read_only": True}]) for _ in range(2)]

@@ -341,9 +341,13 @@ impl Owner {
         tracing::info!(sandbox = %self.sandbox.id(), %reason, "ended by itself");
         self.journal_end(State::Failed, Some(reason));
         fault::point(Point::FailJournalled);
+        if !self.sandbox.birth.volumes.is_empty() {
+            // Before anybody hears of it: whoever does may want them next.
+            housed.machine.kill().await;
+            self.core.detach(&self.sandbox);
+        }
         self.show(State::Failed, Some(reason));
         self.release(Some(housed)).await;
-        self.core.detach(&self.sandbox);
         fault::point(Point::FailReleased);
         self.sandbox.logs.shrink();
         self.core.note_ended(self.sandbox.id());
