@@ -1,4 +1,5 @@
 //! Who has which volume.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use pandastack_store::{AttachError, Store};
 use pandastack_types::{SandboxId, VolumeName};
