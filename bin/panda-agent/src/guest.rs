@@ -88,6 +88,14 @@ impl Guest {
         if self.init.is_some() { identity::set_clock(unix_ns) } else { Ok(()) }
     }
 
+    /// Refuses what only the first process of a guest can do.
+    pub fn must_be_init(&self) -> Result<(), Failure> {
+        match self.init {
+            Some(_) => Ok(()),
+            None => Err(refuse(ErrorCode::InvalidArgument, "this agent has no machine")),
+        }
+    }
+
     /// Where the processes of a new command will be.
     pub fn new_tree(&mut self) -> Tree {
         let cgroups = self.init.as_mut().and_then(|init| init.cgroups.as_mut());

@@ -27,6 +27,7 @@ mod server;
 mod session;
 mod survey;
 mod sys;
+mod volumes;
 
 use anyhow::{Context, bail};
 

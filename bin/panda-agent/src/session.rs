@@ -19,7 +19,7 @@ use crate::failure::refuse;
 use crate::files;
 use crate::guest::Guest;
 use crate::lane::{Lane, Progress};
-use crate::survey;
+use crate::{survey, volumes};
 
 /// Longest text of a failure, so that it still fits in a frame with a long path in it.
 const MAX_MESSAGE: usize = 1024;
@@ -164,6 +164,14 @@ impl Session {
             Request::Dial { port } => Dial::start(port).map(|dial| Opened::Job(Job::Dial(dial))),
             Request::Stats => survey::stats().map(|stats| Opened::Reply(Reply::Stats(stats))),
             Request::Quiesce => self.quiesce().map(done),
+            Request::MountVolume { slot, name, bytes, read_only } => {
+                guest.must_be_init()?;
+                volumes::mount_at(slot, &name, bytes, read_only).map(done)
+            }
+            Request::FlushVolumes { unmount } => {
+                guest.must_be_init()?;
+                volumes::flush(unmount).map(done)
+            }
             Request::PowerOff => {
                 self.power_off = true;
                 Ok(done(()))

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{doctor, run, sandbox, serve, template};
+use crate::{doctor, run, sandbox, serve, template, volume};
 
 /// Runs untrusted code in throwaway microVMs.
 #[derive(Parser, Clone, Debug)]
@@ -54,6 +54,9 @@ pub enum Command {
     /// Build and list templates, what sandboxes are copies of
     #[command(subcommand)]
     Template(template::Command),
+    /// Make and delete volumes, disks that outlive sandboxes
+    #[command(subcommand)]
+    Volume(volume::Command),
     /// Check this host and say what to fix
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::Args),
@@ -130,6 +133,10 @@ mod tests {
             &["sandbox", "exec", "1b9d", "--shell", "x", "ls"],
             &["sandbox", "kill"],
             &["serve", "--engine", "xen"],
+            &["volume", "create", "../x"],
+            &["volume", "rm"],
+            &["run", "--volume", "data:x", "ls"],
+            &["sandbox", "create", "--volume", "a/b"],
             &["run", "--allow", "1.1.1.1", "ls"],
             &["run", "--egress", "None", "ls"],
             &["run", "--egress", "none", "--allow", "pypi.org", "ls"],

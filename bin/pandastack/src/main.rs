@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `cli`, `status`, `output`, `signals`, `logging`, `terminal`, `progress` | the command line and how we talk to people |
 //! | `serve`, `server`, `workshop`, `engines`, `confinement`, `api_key` | the server, also inside `run` |
-//! | `run`, `sandbox`, `exec`, `egress`, `attach`, `client`, `config` | the commands that talk to a server |
+//! | `run`, `sandbox`, `volume`, `exec`, `egress`, `attach`, `client`, `config` | the commands that talk to a server |
 //! | `template`, `doctor` | the commands that look at this host |
 #![forbid(unsafe_code)]
 
@@ -35,6 +35,7 @@ mod signals;
 mod status;
 mod template;
 mod terminal;
+mod volume;
 mod workshop;
 
 use std::process::ExitCode;
@@ -71,6 +72,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Status> 
         Command::Run(args) => run::run(args, context).await,
         Command::Sandbox(command) => sandbox::run(command, context).await,
         Command::Template(command) => template::run(command, context).await,
+        Command::Volume(command) => volume::run(command, context).await,
         Command::Doctor(args) => doctor::run(args, context).await,
         Command::Version => version(context),
     }

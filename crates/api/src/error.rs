@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use pandastack_sandbox::{
     Chain, CreateError, DeleteSnapshotError, ExecError, FileError, ForkError, GatewayError,
     InvalidRequest, LifecycleError, NoSnapshot, NoWake, NotFound, PromoteError, SnapshotError,
-    Unavailable,
+    Unavailable, VolumeError,
 };
 use pandastack_store::StoreError;
 use serde_json::json;
@@ -109,6 +109,10 @@ impl From<Unavailable> for ApiError {
 
 impl From<CreateError> for ApiError {
     fn from(error: CreateError) -> Self {
+        let error = match error {
+            CreateError::Volume(error) => return error.into(),
+            error => error,
+        };
         match &error {
             CreateError::Invalid(_) | CreateError::UnknownTemplate(_) => {
                 Self::bad_request(error.to_string())
@@ -140,8 +144,31 @@ impl From<CreateError> for ApiError {
             | CreateError::Network(_)
             | CreateError::Directory(_)
             | CreateError::NotReady(_)
+            | CreateError::NotMounted(..)
+            | CreateError::Volume(_)
             | CreateError::NotForked => Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error),
         }
+    }
+}
+
+impl From<VolumeError> for ApiError {
+    fn from(error: VolumeError) -> Self {
+        let status = match error {
+            VolumeError::Invalid(error) => return error.into(),
+            VolumeError::NotFound(_) => StatusCode::NOT_FOUND,
+            VolumeError::Exists(_) | VolumeError::Attached { .. } | VolumeError::InUse { .. } => {
+                StatusCode::CONFLICT
+            }
+            VolumeError::Quota(_) => StatusCode::TOO_MANY_REQUESTS,
+            VolumeError::Disk { .. } => {
+                return Self::later(StatusCode::INSUFFICIENT_STORAGE, &error);
+            }
+            VolumeError::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+            VolumeError::Journal(_) | VolumeError::Engine(_) | VolumeError::Files(_) => {
+                return Self::internal(StatusCode::INTERNAL_SERVER_ERROR, &error);
+            }
+        };
+        Self::new(status, error.to_string())
     }
 }
 

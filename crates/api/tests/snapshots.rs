@@ -153,5 +153,6 @@ async fn what_cannot_be_done_is_said_so() {
     assert!(!answer.headers.contains_key("retry-after"));
     let volumes = json!({ "from_snapshot": id, "volumes": [{ "name": "v" }] });
     let answer = server.post("/v1/sandboxes", &volumes).await;
-    assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED);
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    assert!(answer.error().contains("from_snapshot"), "{answer:?}");
 }

@@ -53,6 +53,9 @@ pub enum EngineError {
     /// Machines cannot be forked here.
     #[error("machines cannot be forked: {0}")]
     NoFork(String),
+    /// Machines of this engine have no volumes.
+    #[error("machines of this engine cannot have volumes")]
+    NoVolumes,
     /// The guest's agent did not answer as it should.
     #[error("the guest agent failed")]
     Agent(#[from] crate::agent::AgentError),

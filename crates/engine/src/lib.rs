@@ -33,5 +33,6 @@ mod to_its_end;
 mod tsc;
 mod wire;
 
+pub use disk::volume::{VolumeSource, make as make_volume, settle as settle_volume};
 pub use error::EngineError;
 pub use machine::{Bake, BakeLog, Engine, Exit, Forked, GuestImage, Machine, Stages, Usage};

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use pandastack_types::{Isolation, Size};
 
 use crate::agent::AgentClient;
+use crate::disk::volume::VolumeSource;
 use crate::error::EngineError;
 
 /// What a guest boots from. All files are read-only and outlive every machine made of them.
@@ -87,6 +88,11 @@ pub trait Engine: Send + Sync {
         Err(EngineError::NoFork("this engine does not fork".into()))
     }
 
+    /// How many volumes a machine can have; 0 if this engine has none.
+    fn volume_slots(&self) -> usize {
+        0
+    }
+
     /// Reads every file of a bake or snapshot and compares it with what it was when it was made.
     /// `false` if the engine keeps nothing to compare with. Blocks for as long as reading takes.
     fn verify(&self, _dir: &Path) -> Result<bool, EngineError> {
@@ -129,6 +135,13 @@ pub trait Machine: Send + Sync {
     /// stands still and that nobody waits for yet. Says where the time went.
     async fn make_ready(&self) -> Result<Stages, EngineError> {
         Ok(Stages::new())
+    }
+
+    /// Puts a volume into one of the machine's empty slots, and says how many bytes the guest finds
+    /// there. The machine has not run for anybody yet. A fork has a copy under a private layer in
+    /// the same slot. A snapshot has the copy alone: what is made of it gets its volumes anew.
+    async fn attach(&self, _slot: usize, _volume: VolumeSource) -> Result<u64, EngineError> {
+        Err(EngineError::NoVolumes)
     }
 
     /// Lets the vCPUs run, and says where the time went.

@@ -108,6 +108,22 @@ pub enum Request {
     Quiesce,
     /// [`Reply::Done`], then the machine goes off.
     PowerOff,
+    /// Mount the volume in a slot of the machine at `/volumes/NAME`: [`Reply::Done`].
+    MountVolume {
+        /// Number of the slot.
+        slot: u8,
+        /// Name of the volume, which is fit for a path.
+        name: String,
+        /// Bytes of its disk, so that an old size is not taken for it.
+        bytes: u64,
+        /// Whether nothing may be written.
+        read_only: bool,
+    },
+    /// Write out what the volumes' file systems hold back: [`Reply::Done`].
+    FlushVolumes {
+        /// Whether to unmount those that nobody uses as well.
+        unmount: bool,
+    },
 }
 
 /// Who a guest is from now on. Everything that two copies of a snapshot must not share.

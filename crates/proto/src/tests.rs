@@ -28,6 +28,10 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Request::Ping),
         any::<u64>().prop_map(|unix_ns| Request::SetClock { unix_ns }),
         any::<u16>().prop_map(|port| Request::Dial { port }),
+        (any::<u8>(), text(), any::<u64>(), any::<bool>()).prop_map(
+            |(slot, name, bytes, read_only)| Request::MountVolume { slot, name, bytes, read_only }
+        ),
+        any::<bool>().prop_map(|unmount| Request::FlushVolumes { unmount }),
         (text(), any::<u64>(), any::<Option<u64>>())
             .prop_map(|(path, offset, len)| Request::Read { path, offset, len }),
         exec.prop_map(|(line, env, timeout_ms)| {

@@ -102,6 +102,17 @@ impl Admission {
         Ok(Permit { memory_mb: needed_mb, disk_mb: needed_disk_mb, pending })
     }
 
+    /// Lets a volume of this size in, as the disk of a sandbox is, or says what it needs and what
+    /// there is.
+    pub(crate) fn admit_volume(&self, size_mb: u32) -> Result<(), (u64, u64)> {
+        let needed_mb = u64::from(size_mb) * self.disk_percent / 100;
+        let pending_mb = lock(&self.pending).disk_mb;
+        match self.free_disk_mb().map(|free| free.saturating_sub(pending_mb)) {
+            Some(free_mb) if free_mb < needed_mb => Err((needed_mb, free_mb)),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a machine that nobody asked for may be parked: only while there is room for two
     /// more of them, so that parking never makes the next create fail.
     pub(crate) fn may_park(&self, size: Size) -> bool {

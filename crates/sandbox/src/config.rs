@@ -30,6 +30,8 @@ pub struct Config {
     pub size_limits: SizeLimits,
     /// Size classes besides the templates' own that stay baked although nobody uses them.
     pub size_classes: usize,
+    /// Most volumes.
+    pub max_volumes: usize,
     /// How long a create waits for its size class to be baked.
     pub bake_patience: Duration,
     /// Machines that start at the same time; more wait their turn, so that a burst of creates
@@ -77,6 +79,7 @@ impl Config {
             disk_estimate_percent: 10,
             size_limits: SizeLimits::default(),
             size_classes: 16,
+            max_volumes: 256,
             bake_patience: classes::PATIENCE,
             boots_at_once: cpus.max(2),
             forking: true,

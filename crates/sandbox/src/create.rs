@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use pandastack_engine::Bake;
 use pandastack_policy::Policy;
-use pandastack_types::{SandboxId, Size, SizeLimits, SnapshotId, TemplateName};
+use pandastack_types::{SandboxId, Size, SizeLimits, SnapshotId, TemplateName, VolumeMount};
 use time::OffsetDateTime;
 
 use crate::admission::Permit;
@@ -21,6 +21,7 @@ use crate::sandbox::Birth;
 use crate::snapshot::Thawed;
 use crate::stages::Stages;
 use crate::templates::Template;
+use crate::volumes::{self, Reserved};
 
 /// What a sandbox is made of, before its machine is there.
 struct Origin {
@@ -31,6 +32,8 @@ struct Origin {
     ancestor: Arc<Bake>,
     permit: Permit,
     egress: Policy,
+    /// The volumes that a snapshot has copies of.
+    copies: Option<Vec<VolumeMount>>,
     /// From here on machines that nobody waits for have to wait.
     busy: Creating,
 }
@@ -43,11 +46,23 @@ impl Manager {
         let metadata = metadata::asked(std::mem::take(&mut request.metadata))?;
         let ttl = request.ttl_seconds.map(request::ttl).transpose()?;
         let idle_timeout = request.idle_timeout.map(request::idle_timeout).transpose()?;
-        let Origin { template, size, source, ancestor, permit, egress, busy: _busy } =
+        if request.from_snapshot.is_some() && !request.volumes.is_empty() {
+            let text = "volumes cannot be given with from_snapshot: a snapshot has its own copies";
+            return Err(InvalidRequest::Field(text.to_owned()).into());
+        }
+        let id = SandboxId::random();
+        // Before a machine is taken for it that would be lost.
+        let mut reserved = core.reserve(id, &request.volumes).await?;
+        let mut volumes = std::mem::take(&mut request.volumes);
+        let Origin { template, size, source, ancestor, permit, egress, copies, busy: _busy } =
             match request.from_snapshot {
                 None => self.of_template(&request, &mut stages).await?,
                 Some(id) => self.of_snapshot(id, &request, &mut stages)?,
             };
+        if let (Some(copies), Source::Snapshot(bake, ..)) = (copies, &source) {
+            reserved = Reserved::copies(&bake.dir, &copies);
+            volumes = copies;
+        }
         let limits =
             Limits::new(ttl, request.persistent, core.config.default_ttl_seconds, Instant::now());
         let limits = limits.idle(idle_timeout.unwrap_or(match request.persistent {
@@ -56,7 +71,7 @@ impl Manager {
         }));
         let limits = limits.counting(request.ttl_mode);
         let birth = Birth {
-            id: SandboxId::random(),
+            id,
             template,
             size,
             metadata,
@@ -66,8 +81,10 @@ impl Manager {
             jail: core.config.jail,
             ancestor,
             from_snapshot: request.from_snapshot,
+            volumes,
         };
-        let draft = Draft::new(core, Launch { birth, limits, egress, source, stages, permit });
+        let launch = Launch { birth, limits, egress, source, reserved, stages, permit };
+        let draft = Draft::new(core, launch);
         core.open(std::slice::from_ref(&draft))?;
         fault::point(Point::CreateJournalled);
         draft.begin(core).ready().await
@@ -92,7 +109,8 @@ impl Manager {
         stages.mark("take");
         let template = request.template.clone();
         let egress = request.egress.clone().unwrap_or_default();
-        Ok(Origin { template, size, source, ancestor: bake, permit, egress, busy })
+        let copies = None;
+        Ok(Origin { template, size, source, ancestor: bake, permit, egress, copies, busy })
     }
 
     fn of_snapshot(
@@ -101,7 +119,7 @@ impl Manager {
         request: &NewSandbox,
         stages: &mut Stages,
     ) -> Result<Origin, CreateError> {
-        let Thawed { template, bake, token, lease, ancestor, egress, .. } =
+        let Thawed { template, bake, token, lease, ancestor, egress, volumes, .. } =
             self.core.thaw(&self.core.snapshots, id)?;
         let egress = request.egress.clone().or(egress).ok_or(CreateError::DamagedPolicy(id))?;
         let size = bake.size;
@@ -115,7 +133,8 @@ impl Manager {
         stages.mark("admission");
         let source = Source::thaw(bake, token, lease);
         let busy = self.core.creating();
-        Ok(Origin { template, size, source, ancestor, permit, egress, busy })
+        let copies = Some(volumes::copied(&volumes));
+        Ok(Origin { template, size, source, ancestor, permit, egress, copies, busy })
     }
 
     async fn bake(

@@ -1,6 +1,7 @@
 //! What can go wrong, one enum per operation.
 //!
-//! Texts go to clients. They name neither host paths nor anything of another sandbox, and none
+//! Texts go to clients. They name neither host paths nor anything of another sandbox but the
+//! id of one that has a volume, and none
 //! contains a phrase that client libraries take as an invitation to send a command again
 //! (`connection refused`, `no route to host`, `i/o timeout`).
 
@@ -13,7 +14,9 @@ use pandastack_engine::EngineError;
 use pandastack_engine::agent::AgentError;
 use pandastack_gateway::client::GatewayError;
 use pandastack_store::StoreError;
-use pandastack_types::{EndReason, InvalidSize, SandboxId, Size, SnapshotId, TemplateName};
+use pandastack_types::{
+    EndReason, InvalidSize, SandboxId, Size, SnapshotId, TemplateName, VolumeName,
+};
 
 use crate::templates::BakeError;
 
@@ -73,6 +76,12 @@ pub enum CreateError {
     /// No template has this name.
     #[error("unknown template \"{0}\"")]
     UnknownTemplate(TemplateName),
+    /// It does not get one of its volumes.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// Its guest could not mount a volume.
+    #[error("the sandbox could not mount volume {0}")]
+    NotMounted(VolumeName, #[source] AgentError),
     /// There is no such snapshot.
     #[error(transparent)]
     NoSnapshot(#[from] NoSnapshot),
@@ -162,6 +171,64 @@ pub enum CreateError {
     /// The sandbox that it was to be a fork of was not forked.
     #[error("the sandbox could not be forked")]
     NotForked,
+}
+
+/// Why a volume is not made, given or deleted. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The request is wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// There is no such volume.
+    #[error("volume not found: {0}")]
+    NotFound(VolumeName),
+    /// There is one of this name.
+    #[error("volume {0} exists already")]
+    Exists(VolumeName),
+    /// A sandbox has it, so it is not deleted.
+    #[error("volume {name} is attached to sandbox {holder}; delete that first")]
+    Attached {
+        /// The volume.
+        name: VolumeName,
+        /// One that has it.
+        holder: String,
+    },
+    /// A sandbox has it in a way that another cannot join.
+    #[error(
+        "volume {name} is attached to sandbox {holder}, {}; it has many readers or one writer",
+        if *.writes { "which writes to it" } else { "which reads it" }
+    )]
+    InUse {
+        /// The volume.
+        name: VolumeName,
+        /// One that has it.
+        holder: String,
+        /// Whether that one writes.
+        writes: bool,
+    },
+    /// As many volumes as this server may have.
+    #[error("this server has its limit of {0} volumes; delete one first")]
+    Quota(usize),
+    /// The host's disk has no room for it.
+    #[error("not enough host disk: {needed_mb} MiB needed, {free_mb} MiB free")]
+    Disk {
+        /// What it is expected to need.
+        needed_mb: u64,
+        /// What is left above the reserve.
+        free_mb: u64,
+    },
+    /// The engine has none.
+    #[error("volumes are not supported by the {0} engine yet; start the server with --engine qemu")]
+    Unsupported(&'static str),
+    /// The records refused it.
+    #[error("cannot record the volume")]
+    Journal(#[source] StoreError),
+    /// Its disk could not be made or is damaged.
+    #[error("the disk of the volume cannot be used")]
+    Engine(#[source] EngineError),
+    /// Its files could not be read, made or removed.
+    #[error("the files of the volume cannot be used")]
+    Files(#[source] std::io::Error),
 }
 
 /// Why a sandbox has no children. Nothing of them is left, and it goes on as it was.

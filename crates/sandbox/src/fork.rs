@@ -32,6 +32,7 @@ use crate::request::{self, ForkRequest};
 use crate::sandbox::{Birth, Sandbox};
 use crate::stages::Stages;
 use crate::sync::lock;
+use crate::volumes::{self, Reserved};
 
 /// A parent's label, in a request for a tree: the seconds that its children may live.
 const EXPLORE_TTL: &str = "explore_ttl";
@@ -130,12 +131,14 @@ impl Manager {
             metadata::descend(&mut metadata, parent.id(), tree.map(|id| (id, index)));
             let id = SandboxId::random();
             let parent = parent.birth.clone();
-            let birth = Birth { id, metadata, created_at, from_snapshot: None, ..parent };
+            let volumes = volumes::copied(&parent.volumes);
+            let birth = Birth { id, metadata, created_at, from_snapshot: None, volumes, ..parent };
             let (sender, machine) = oneshot::channel();
             let name = new_name();
             let source = Source::Child(name.clone(), machine);
             let (egress, stages) = (egress.clone(), stages.clone());
-            let launch = Launch { birth, limits, egress, source, stages, permit };
+            let reserved = Reserved::default();
+            let launch = Launch { birth, limits, egress, source, reserved, stages, permit };
             (Draft::new(core, launch), (name, sender))
         };
         Ok(permits.into_iter().enumerate().map(draft).unzip())

@@ -26,13 +26,14 @@ use crate::boot::{Housed, Source, WOKEN};
 use crate::egress;
 use crate::error::{Chain, CreateError, DeleteSnapshotError, LifecycleError};
 use crate::fault::{self, Point};
-use crate::launch::{self, Booted};
+use crate::launch::{self, Booted, Parts};
 use crate::manager::Core;
 use crate::owner::{Message, Order, Owner, SET_CLOCK, answer, until};
 use crate::sandbox::Live;
 use crate::snapshot::Thawed;
 use crate::stages::Stages;
 use crate::sync::lock;
+use crate::volumes;
 
 /// The place of a sandbox on the shelf of those that are hibernated.
 pub(crate) fn place(id: SandboxId) -> SnapshotId {
@@ -68,6 +69,10 @@ impl Owner {
 
     async fn file(&self, housed: &Housed, before: State) -> Result<(), LifecycleError> {
         let mut stages = Stages::start();
+        if before == State::Running {
+            // So that its volumes are as good as can be if nobody ever wakes it.
+            volumes::flush(&self.sandbox, &*housed.machine, false).await;
+        }
         housed.machine.pause().await.map_err(LifecycleError::Machine)?;
         stages.mark("pause");
         self.sandbox.clock.pause(Instant::now());
@@ -153,9 +158,10 @@ impl Owner {
             identity =
                 Identity { machine_id: names.machine_id, boot_id: names.boot_id, ..identity };
         }
-        let source = Source::thaw(bake, token, lease);
+        let volumes = core.refit(&sandbox, &bake.dir);
+        let parts = Parts { source: Source::thaw(bake, token, lease), volumes };
         let Booted { housed, identity, link } =
-            launch::boot(&core, &sandbox, source, identity, &mut stages).await?;
+            launch::boot(&core, &sandbox, parts, identity, &mut stages).await?;
         if let Err(error) = self.write(State::Hibernated, State::Running, None) {
             housed.machine.kill().await;
             return Err(match error {

@@ -32,6 +32,7 @@ use crate::owner::{Message, Order, Owner};
 use crate::sandbox::{Birth, Sandbox};
 use crate::stages::Stages;
 use crate::sync::lock;
+use crate::volumes::{self, Fitting, Reserved};
 
 /// Orders that may wait for an owner. Senders wait beyond that.
 pub(crate) const MAILBOX: usize = 16;
@@ -53,6 +54,7 @@ pub(crate) struct Launch {
     pub(crate) limits: Limits,
     pub(crate) egress: Policy,
     pub(crate) source: Source,
+    pub(crate) reserved: Reserved,
     pub(crate) stages: Stages,
     /// Given back once the sandbox counts by itself.
     pub(crate) permit: Permit,
@@ -64,19 +66,20 @@ pub(crate) struct Draft {
     mailbox: mpsc::Receiver<Message>,
     record: SandboxRecord,
     source: Source,
+    reserved: Reserved,
     stages: Stages,
     permit: Permit,
 }
 
 impl Draft {
     pub(crate) fn new(core: &Core, launch: Launch) -> Self {
-        let Launch { birth, limits, egress, source, stages, permit } = launch;
+        let Launch { birth, limits, egress, source, reserved, stages, permit } = launch;
         let record = record(&birth, &limits, &egress, source.name());
         let (sender, mailbox) = mpsc::channel(MAILBOX);
         let boot_mode = source.boot_mode();
         let log_bytes = core.config.log_bytes;
         let sandbox = Sandbox::new(birth, limits, egress, boot_mode, log_bytes, sender);
-        Self { sandbox: Arc::new(sandbox), mailbox, record, source, stages, permit }
+        Self { sandbox: Arc::new(sandbox), mailbox, record, source, reserved, stages, permit }
     }
 
     /// Starts the owner. The draft must be open.
@@ -87,7 +90,8 @@ impl Draft {
         let (answer, created) = oneshot::channel();
         let Self { sandbox, mailbox, .. } = self;
         let owner = Owner { core: core.clone(), sandbox, mailbox, link: None };
-        core.tasks.spawn(owner.start(self.source, self.stages, self.permit, answer));
+        let parts = Parts { source: self.source, volumes: self.reserved.keep() };
+        core.tasks.spawn(owner.start(parts, self.stages, self.permit, answer));
         Pending { core: core.clone(), id: Some(id), created }
     }
 }
@@ -140,11 +144,11 @@ impl Drop for Pending {
 
 impl Owner {
     /// Boots the sandbox, answers its requester and owns it to its end.
-    async fn start(mut self, source: Source, mut stages: Stages, permit: Permit, answer: Answer) {
+    async fn start(mut self, parts: Parts, mut stages: Stages, permit: Permit, answer: Answer) {
         let core = self.core.clone();
         let sandbox = self.sandbox.clone();
         let booted = tokio::select! {
-            booted = first_boot(&core, &sandbox, source, &mut stages) => booted,
+            booted = first_boot(&core, &sandbox, parts, &mut stages) => booted,
             message = self.ended_early() => {
                 let _ = answer.send(Err(CreateError::Deleted));
                 return self.end(None, EndReason::Deleted, Some(message)).await;
@@ -186,6 +190,12 @@ impl Owner {
     }
 }
 
+/// What a sandbox is made of.
+pub(crate) struct Parts {
+    pub(crate) source: Source,
+    pub(crate) volumes: Vec<Fitting>,
+}
+
 /// A machine that is somebody's.
 pub(crate) struct Booted {
     pub(crate) housed: Housed,
@@ -197,25 +207,26 @@ pub(crate) struct Booted {
 async fn first_boot(
     core: &Core,
     sandbox: &Sandbox,
-    source: Source,
+    parts: Parts,
     stages: &mut Stages,
 ) -> Result<Booted, CreateError> {
     let identity = Identity::random(&sandbox.hostname())
         .map_err(|error| CreateError::Machine(error.into()))?;
-    boot(core, sandbox, source, identity, stages).await
+    boot(core, sandbox, parts, identity, stages).await
 }
 
 /// Makes a machine that is the sandbox's and answers to `identity`.
 pub(crate) async fn boot(
     core: &Core,
     sandbox: &Sandbox,
-    source: Source,
+    parts: Parts,
     identity: Identity,
     stages: &mut Stages,
 ) -> Result<Booted, CreateError> {
+    let Parts { source, volumes } = parts;
     let housed = obtain(core, sandbox, source, stages).await?;
     fault::point(Point::MachineObtained);
-    match settle(core, sandbox, &*housed.machine, &identity, stages).await {
+    match settle(core, sandbox, &*housed.machine, &identity, &volumes, stages).await {
         Ok(link) => Ok(Booted { housed, identity, link }),
         Err(error) => {
             housed.machine.kill().await;
@@ -267,13 +278,19 @@ async fn settle(
     sandbox: &Sandbox,
     machine: &dyn Machine,
     identity: &Identity,
+    volumes: &[Fitting],
     stages: &mut Stages,
 ) -> Result<Box<dyn Attached>, CreateError> {
+    let sizes = volumes::fit(machine, volumes).await?;
     let link = network::attach(core, sandbox, machine, sandbox.egress()).await?;
     stages.mark("attach");
     fault::point(Point::MachineAttached);
     boot::adopt(machine, identity, core.config.ready_deadline, stages).await?;
     fault::point(Point::MachineAdopted);
+    if !volumes.is_empty() {
+        volumes::mount(machine, volumes, &sizes, core.config.ready_deadline).await?;
+        stages.mark("volumes");
+    }
     Ok(link)
 }
 

@@ -60,13 +60,14 @@ mod snapshot;
 mod stages;
 mod sync;
 mod templates;
+mod volumes;
 
 pub use config::Config;
 pub use egress::{EgressLine, EgressLog};
 pub use error::{
     Chain, CreateError, DeleteSnapshotError, ExecError, FileError, ForkError, InvalidRequest,
     LifecycleError, NoSnapshot, NoWake, NotFound, PromoteError, SnapshotError, StartError,
-    Unavailable,
+    Unavailable, VolumeError,
 };
 pub use exec::{Collected, Execution, Output, Stdin};
 pub use files::{Download, Upload};

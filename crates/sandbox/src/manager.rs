@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::Config;
 use crate::admission::{Admission, Permit};
 use crate::classes::Classes;
-use crate::error::{Chain, CreateError, NotFound, StartError};
+use crate::error::{Chain, CreateError, NotFound, StartError, VolumeError};
 use crate::fault::{self, Point};
 use crate::forking::{Forking, Prover};
 use crate::keeper::{self, Workshop};
@@ -29,6 +29,7 @@ use crate::sandbox::Sandbox;
 use crate::snapshot::SnapshotShelf;
 use crate::sync::lock;
 use crate::templates::Templates;
+use crate::volumes::VolumeShelf;
 
 /// Time for machines that were dropped to end.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -56,6 +57,9 @@ pub(crate) struct Core {
     pub(crate) snapshots: SnapshotShelf,
     /// Sandboxes that are files for the time being, by their own ids.
     pub(crate) hibernated: SnapshotShelf,
+    pub(crate) volumes: VolumeShelf,
+    /// The turn to change which volumes there are, or who has them.
+    pub(crate) volume_turn: tokio::sync::Mutex<()>,
     /// Turns to write a snapshot.
     pub(crate) writing: Semaphore,
     /// Owners and their helpers; empty means that nothing is left.
@@ -92,6 +96,7 @@ impl Manager {
         let machines = config.instance_dir.join("machines");
         let snapshots = SnapshotShelf::of(&config.instance_dir, "snapshots")?;
         let hibernated = SnapshotShelf::of(&config.instance_dir, "hibernated")?;
+        let volumes = VolumeShelf::of(&config.instance_dir)?;
         let left = recovery::clean(&machines, &hibernated, &store, &*engine)?;
         let prover = Prover::new(engine.clone(), machines.clone(), config.forking);
         let core = Arc::new(Core {
@@ -100,6 +105,8 @@ impl Manager {
             classes: Classes::new(),
             snapshots,
             hibernated,
+            volumes,
+            volume_turn: tokio::sync::Mutex::default(),
             writing: Semaphore::new(1),
             admission: Arc::new(Admission::new(&config, machines.clone())),
             registry: Mutex::default(),
@@ -247,6 +254,13 @@ impl Core {
             registry.sandboxes.values().filter(counted).count()
         };
         self.admission.admit(size, registered)
+    }
+
+    /// Lets a volume in, or says why not.
+    pub(crate) fn room_for_volume(&self, size_mb: u32) -> Result<(), VolumeError> {
+        self.admission
+            .admit_volume(size_mb)
+            .map_err(|(needed_mb, free_mb)| VolumeError::Disk { needed_mb, free_mb })
     }
 
     /// Marks a create as being on its way, for as long as the mark is held.

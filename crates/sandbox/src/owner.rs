@@ -41,6 +41,7 @@ use crate::manager::Core;
 use crate::network::Attached;
 use crate::sandbox::{Live, Sandbox, Status};
 use crate::sync::lock;
+use crate::volumes;
 
 /// Time for a machine whose agent went away to say how it ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -340,6 +341,11 @@ impl Owner {
         tracing::info!(sandbox = %self.sandbox.id(), %reason, "ended by itself");
         self.journal_end(State::Failed, Some(reason));
         fault::point(Point::FailJournalled);
+        if !self.sandbox.birth.volumes.is_empty() {
+            // Before anybody hears of it: whoever does may want them next.
+            housed.machine.kill().await;
+            self.core.detach(&self.sandbox);
+        }
         self.show(State::Failed, Some(reason));
         self.release(Some(housed)).await;
         fault::point(Point::FailReleased);
@@ -365,12 +371,17 @@ impl Owner {
             Some(Order::Rest) if self.sandbox.state() != State::Failed => EndReason::ServerStopped,
             _ => reason,
         };
+        let before = self.sandbox.state();
         self.journal_end(State::Stopping, Some(reason));
         fault::point(Point::EndJournalled);
         self.show(State::Stopping, Some(reason));
+        if let Some(housed) = &housed {
+            self.give_up_volumes(housed, before).await;
+        }
         self.release(housed).await;
         fault::point(Point::EndReleased);
         self.core.clear_files(self.sandbox.id()).await;
+        self.core.detach(&self.sandbox);
         fault::point(Point::EndCleared);
         self.journal_end(State::Deleted, Some(reason));
         fault::point(Point::EndDeleted);
@@ -382,6 +393,24 @@ impl Owner {
             answer(message.done, Ok(()));
         }
         self.answer_late_orders();
+    }
+
+    /// Lets a guest that is about to end write to its volumes what it has not written yet. One
+    /// that was paused runs for that, without a network.
+    async fn give_up_volumes(&mut self, housed: &Housed, before: State) {
+        if self.sandbox.birth.volumes.is_empty() {
+            return;
+        }
+        lock(&self.sandbox.live).take();
+        self.link = None;
+        let runs = match before {
+            State::Running => true,
+            State::Paused => housed.machine.run().await.is_ok(),
+            _ => false,
+        };
+        if runs {
+            volumes::flush(&self.sandbox, &*housed.machine, true).await;
+        }
     }
 
     async fn release(&mut self, housed: Option<Housed>) {

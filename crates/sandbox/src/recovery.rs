@@ -59,6 +59,8 @@ pub(crate) struct Left {
     pub(crate) ended: Vec<SandboxId>,
     /// Directories of machines that were removed, with their processes and control groups.
     pub(crate) machines: usize,
+    /// Volumes that were taken from sandboxes that have ended, counted once for each.
+    pub(crate) volumes: usize,
     /// Files of hibernated sandboxes that nobody can wake any more, which were removed.
     pub(crate) files: usize,
 }
@@ -93,6 +95,9 @@ pub(crate) fn clean(
         .map_err(|source| StartError::Directory { path: machines.to_owned(), source })?;
     fault::point(Point::RecoveryMachines);
     let asleep = &left.asleep;
+    // Only now, when nothing is left that could write to them.
+    let kept: Vec<SandboxId> = asleep.iter().map(|kept| kept.id).collect();
+    left.volumes = store.detach_all_but(&kept)?;
     let of_nobody = |id: &SnapshotId| !asleep.iter().any(|kept| place(kept.id) == *id);
     for id in hibernated.ids().into_iter().filter(of_nobody) {
         match hibernated.remove(id) {
@@ -136,6 +141,7 @@ impl Core {
         let kept = self.hibernated.get(place(id)).ok();
         let slept = kept.as_ref().map(|kept| OffsetDateTime::now_utc() - kept.view.created_at);
         let size = record.size;
+        let volumes = kept.as_ref().map(|kept| kept.volumes.clone()).unwrap_or_default();
         let ancestor = kept.and_then(|kept| self.ancestor(&kept.view, size));
         let Some(ancestor) = ancestor else {
             tracing::error!(
@@ -155,6 +161,7 @@ impl Core {
             jail: self.config.jail,
             ancestor,
             from_snapshot: record.from_snapshot,
+            volumes,
         };
         let default_ttl = self.config.default_ttl_seconds;
         let (at, now) = (OffsetDateTime::now_utc(), Instant::now());

@@ -1,18 +1,19 @@
 //! What a server does when it starts, without starting one: for a data directory that nobody
 //! serves at the moment, and for whoever wants to know what is in it.
 //!
-//! The invariant: **nothing that somebody could still want is removed.** Hibernated sandboxes and
-//! snapshots stay, also those whose files cannot be read, which are only named.
+//! The invariant: **nothing that somebody could still want is removed.** Hibernated sandboxes,
+//! snapshots and volumes stay, also those whose files cannot be read, which are only named.
 
 use std::path::Path;
 
 use pandastack_engine::Engine;
 use pandastack_store::Store;
-use pandastack_types::{SandboxId, SnapshotId};
+use pandastack_types::{SandboxId, SnapshotId, VolumeName};
 
 use crate::error::StartError;
 use crate::recovery::{self, Left};
 use crate::snapshot::SnapshotShelf;
+use crate::volumes::VolumeShelf;
 
 /// What was done and what there is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,12 @@ pub struct Repairs {
     pub hibernated: Vec<SandboxId>,
     /// Snapshots that can be used.
     pub snapshots: usize,
+    /// Volumes that can be used.
+    pub volumes: usize,
+    /// Volumes that sandboxes had which have ended, counted once for each: they are free now.
+    pub volumes_freed: usize,
+    /// Volumes that cannot be read. They were left alone.
+    pub damaged_volumes: Vec<VolumeName>,
     /// Snapshots whose manifest cannot be read. They were left alone.
     pub damaged: Vec<SnapshotId>,
 }
@@ -40,16 +47,22 @@ pub fn repair(instance: &Path, store: &Store, engine: &dyn Engine) -> Result<Rep
     let machines = instance.join("machines");
     let hibernated = SnapshotShelf::of(instance, "hibernated")?;
     let snapshots = SnapshotShelf::of(instance, "snapshots")?;
-    let Left { asleep, ended, machines: machines_removed, files: files_removed } =
+    let Left { asleep, ended, machines: machines_removed, files: files_removed, volumes } =
         recovery::clean(&machines, &hibernated, store, engine)?;
     let (whole, damaged): (Vec<_>, Vec<_>) =
         snapshots.ids().into_iter().partition(|id| snapshots.get(*id).is_ok());
+    let shelf = VolumeShelf::of(instance)?;
+    let (usable, damaged_volumes): (Vec<_>, Vec<_>) =
+        shelf.names().into_iter().partition(|name| shelf.get(name).is_ok());
     Ok(Repairs {
         ended,
         machines_removed,
         files_removed,
         hibernated: asleep.into_iter().map(|record| record.id).collect(),
         snapshots: whole.len(),
+        volumes: usable.len(),
+        volumes_freed: volumes,
+        damaged_volumes,
         damaged,
     })
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use pandastack_policy::Policy;
 use pandastack_proto::ExecSpec;
-use pandastack_types::{ExecRequest, Size, SizeLimits, SnapshotId, TemplateName, TtlMode};
+use pandastack_types::{
+    ExecRequest, Size, SizeLimits, SnapshotId, TemplateName, TtlMode, VolumeMount,
+};
 
 use crate::error::InvalidRequest;
 
@@ -50,6 +52,8 @@ pub struct NewSandbox {
     pub idle_timeout: Option<i64>,
     /// The snapshot that it is made of, in place of a template.
     pub from_snapshot: Option<SnapshotId>,
+    /// Its volumes.
+    pub volumes: Vec<VolumeMount>,
     /// What it may reach; nothing when absent, or what the snapshot's sandbox was allowed.
     pub egress: Option<Policy>,
 }

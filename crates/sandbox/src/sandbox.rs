@@ -12,7 +12,7 @@ use pandastack_engine::{Bake, Machine};
 use pandastack_policy::Policy;
 use pandastack_types::{
     EndReason, Isolation, JailLevel, Lifecycle, Metrics, SandboxId, SandboxView, Size, SnapshotId,
-    State, TemplateName, TtlMode,
+    State, TemplateName, TtlMode, VolumeMount,
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -49,6 +49,8 @@ pub(crate) struct Birth {
     pub(crate) ancestor: Arc<Bake>,
     /// The snapshot that it was asked to be made of.
     pub(crate) from_snapshot: Option<SnapshotId>,
+    /// Its volumes, each in the slot of its index.
+    pub(crate) volumes: Vec<VolumeMount>,
 }
 
 /// How its machine came to be.
@@ -171,6 +173,7 @@ impl Sandbox {
             isolation: birth.isolation,
             jail: birth.jail,
             egress: self.egress(),
+            volumes: birth.volumes,
             end_reason: status.reason,
         }
     }

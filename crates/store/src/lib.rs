@@ -10,12 +10,14 @@
 //! waiting for the disk, happens in [`Store::maintain`] on a connection of its own.
 #![forbid(unsafe_code)]
 
+mod attachments;
 mod error;
 mod journal;
 mod keys;
 mod open;
 mod sandboxes;
 
+pub use attachments::AttachError;
 pub use error::StoreError;
 pub use journal::JournalEntry;
 pub use keys::ApiKeyRecord;

@@ -59,6 +59,17 @@ const MIGRATIONS: &[&str] = &[
     "ALTER TABLE sandboxes ADD COLUMN ttl_mode TEXT NOT NULL DEFAULT 'wall';",
     // Every template's disk had this size before one could be asked for.
     "ALTER TABLE sandboxes ADD COLUMN disk_mb INTEGER NOT NULL DEFAULT 2048;",
+    // The volumes themselves are directories: what is here is who has which.
+    "
+    CREATE TABLE attachments (
+        volume    TEXT NOT NULL,
+        sandbox   TEXT NOT NULL,
+        read_only INTEGER NOT NULL,
+        PRIMARY KEY (volume, sandbox)
+    ) STRICT;
+    CREATE INDEX attachments_sandbox ON attachments (sandbox);
+    CREATE UNIQUE INDEX attachments_writer ON attachments (volume) WHERE read_only = 0;
+    ",
 ];
 
 /// How long another process may hold the file (`pandastack token` beside a running server).

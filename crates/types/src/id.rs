@@ -111,6 +111,56 @@ impl fmt::Display for TemplateName {
     }
 }
 
+/// The name of a volume, which is also where guests find it: 1 to 64 of `a-z A-Z 0-9 . _ -`,
+/// starting with a letter or digit. Safe to join to a path, as [`TemplateName`] is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeName(String);
+
+impl VolumeName {
+    /// The longest name, in bytes.
+    pub const MAX_LEN: usize = 64;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let head = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        let tail = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if head && tail && text.len() <= Self::MAX_LEN {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidName::Volume)
+        }
+    }
+}
+
+impl TryFrom<String> for VolumeName {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+
+impl From<VolumeName> for String {
+    fn from(name: VolumeName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Text that is not a valid id or name. The text itself is not repeated: it may be hostile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
@@ -125,6 +175,11 @@ pub enum InvalidName {
         "a template name is 1 to 64 of a-z, 0-9, '.', '_', '-' and starts with a letter or digit"
     )]
     Template,
+    /// Not a volume name.
+    #[error(
+        "a volume name is 1 to 64 of a-z, A-Z, 0-9, '.', '_', '-' and starts with a letter or digit"
+    )]
+    Volume,
 }
 
 #[cfg(test)]
@@ -140,6 +195,18 @@ mod tests {
         }
         for good in ["base", "ubuntu-24.04", "code-interpreter-v1", "0", &"a".repeat(64)] {
             assert!(good.parse::<TemplateName>().is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn volume_names_cannot_leave_their_directory() {
+        for bad in
+            ["", ".", "..", "../x", "a/b", "a\0b", "-x", ".x", "é", "a b", "a\n", &"a".repeat(65)]
+        {
+            assert!(bad.parse::<VolumeName>().is_err(), "{bad:?}");
+        }
+        for good in ["data", "Data-2", "a..b", "0", &"a".repeat(64)] {
+            assert!(good.parse::<VolumeName>().is_ok(), "{good:?}");
         }
     }
 

@@ -15,11 +15,12 @@ mod sandbox;
 mod size;
 mod snapshot;
 mod template;
+mod volume;
 
 pub use egress::{EgressEntry, EgressKind, EgressVerdict};
 pub use event::Event;
 pub use fork::{ForkFailure, ForkView};
-pub use id::{InvalidName, SandboxId, SnapshotId, TemplateName};
+pub use id::{InvalidName, SandboxId, SnapshotId, TemplateName, VolumeName};
 pub use lifecycle::{EndReason, IllegalTransition, State, TtlMode};
 pub use port::{PortSource, PortView, PreviewTokenView, TrafficTokenView};
 pub use sandbox::{
@@ -29,3 +30,4 @@ pub use sandbox::{
 pub use size::{InvalidSize, Size, SizeLimits};
 pub use snapshot::{SnapshotList, SnapshotView};
 pub use template::{SizeState, SizeView, TemplateView};
+pub use volume::{MAX_VOLUMES, VolumeMount, VolumeView};

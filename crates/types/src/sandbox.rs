@@ -6,7 +6,7 @@ use pandastack_policy::Policy;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::{EndReason, SandboxId, Size, SnapshotId, State, TemplateName, TtlMode};
+use crate::{EndReason, SandboxId, Size, SnapshotId, State, TemplateName, TtlMode, VolumeMount};
 
 /// What a client asked for, validated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +106,9 @@ pub struct SandboxView {
     pub jail: JailLevel,
     /// What it may reach.
     pub egress: Policy,
+    /// Its volumes.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub volumes: Vec<VolumeMount>,
     /// Why it ended, once it did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub end_reason: Option<EndReason>,

@@ -12,7 +12,7 @@ mod limits;
 mod modules;
 mod mounts;
 mod network;
-mod wait;
+pub mod wait;
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use pandastack_sandbox::{Repairs, repair};
 use pandastack_store::Store;
-use pandastack_types::{SandboxId, SnapshotId};
+use pandastack_types::{SandboxId, SnapshotId, VolumeName};
 use serde::Serialize;
 
 use crate::engines::{self, MachineArgs};
@@ -20,6 +20,9 @@ pub struct Repaired {
     hibernated: Vec<SandboxId>,
     snapshots: usize,
     damaged_snapshots: Vec<SnapshotId>,
+    volumes: usize,
+    volumes_freed: usize,
+    damaged_volumes: Vec<VolumeName>,
 }
 
 /// Brings a data directory in order that no server runs in.
@@ -40,8 +43,8 @@ pub async fn run(data_dir: &Path, machines: MachineArgs) -> anyhow::Result<Repai
 
 impl From<Repairs> for Repaired {
     fn from(repairs: Repairs) -> Self {
-        let Repairs { ended, machines_removed, files_removed, hibernated, snapshots, damaged } =
-            repairs;
+        let Repairs { ended, machines_removed, files_removed, hibernated, .. } = repairs;
+        let Repairs { snapshots, damaged, volumes, volumes_freed, damaged_volumes, .. } = repairs;
         Self {
             ended,
             machines_removed,
@@ -49,6 +52,9 @@ impl From<Repairs> for Repaired {
             hibernated,
             snapshots,
             damaged_snapshots: damaged,
+            volumes,
+            volumes_freed,
+            damaged_volumes,
         }
     }
 }
@@ -66,11 +72,20 @@ pub fn print(repaired: &Repaired) -> anyhow::Result<()> {
             output::line(&format!("removed  {count} {what}"))?;
         }
     }
+    if repaired.volumes_freed > 0 {
+        let freed = repaired.volumes_freed;
+        output::line(&format!("detached {freed} volumes from sandboxes that have ended"))?;
+    }
     output::line(&format!(
-        "kept     {} hibernated sandboxes, {} snapshots",
+        "kept     {} hibernated sandboxes, {} snapshots, {} volumes",
         repaired.hibernated.len(),
-        repaired.snapshots
+        repaired.snapshots,
+        repaired.volumes
     ))?;
+    for name in &repaired.damaged_volumes {
+        output::line(&format!("damaged  volume {name}: its manifest cannot be read"))?;
+        output::line(&format!("{:9}-> remove volumes/{name} if nobody misses it", ""))?;
+    }
     for id in &repaired.damaged_snapshots {
         output::line(&format!("damaged  snapshot {id}: its manifest cannot be read"))?;
         output::line(&format!("{:9}-> remove snapshots/{id} if nobody misses it", ""))?;

@@ -14,7 +14,7 @@ mod instance;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pandastack_types::{ExecOutput, SandboxId, SandboxView};
+use pandastack_types::{ExecOutput, SandboxId, SandboxView, VolumeMount};
 use serde::Serialize;
 
 use crate::attach::Input;
@@ -37,6 +37,7 @@ Examples:
   pandastack run --template code-interpreter -- python3 -c 'print(sum(range(100)))'
   pandastack run --timeout 10 --memory 1024 -- sh -c 'make test'
   pandastack run --allow pypi.org:443 --allow files.pythonhosted.org:443 -- pip install six
+  pandastack run --volume data -- sh -c 'date >> /volumes/data/log'
   pandastack run --egress policy.json -- ./job
   tar c . | pandastack run -- sh -c 'tar x && ./build.sh && tar c out' > out.tar
 
@@ -61,6 +62,15 @@ pub struct Args {
     /// Writable disk in MiB, not less than the template's [default: the template's]
     #[arg(long, value_name = "MB", alias = "disk-mb")]
     pub disk: Option<i64>,
+    /// A volume of a running server, at /volumes/NAME, to be written to or, with `:ro`, only read;
+    /// may be repeated
+    #[arg(
+        long,
+        value_name = "NAME[:ro]",
+        value_parser = crate::volume::mount,
+        conflicts_with = "local"
+    )]
+    pub volume: Vec<VolumeMount>,
     #[command(flatten)]
     pub egress: EgressArgs,
     #[command(flatten)]
@@ -162,6 +172,7 @@ async fn run_in_sandbox(
         persistent: false,
         idle_timeout: None,
         metadata: vec![("created_by".to_owned(), "pandastack run".to_owned())],
+        volume: args.volume.clone(),
         egress: args.egress.clone(),
     };
     // Given up while it waits, the request is undone by the server.

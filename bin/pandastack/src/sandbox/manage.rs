@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use http::Method;
 use pandastack_policy::Policy;
-use pandastack_types::{Lifecycle, SandboxView, Size, SnapshotId, SnapshotView};
+use pandastack_types::{Lifecycle, SandboxView, Size, SnapshotId, SnapshotView, VolumeMount};
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -16,6 +16,7 @@ use crate::client::Client;
 use crate::egress::EgressArgs;
 use crate::output;
 use crate::status::{Status, report};
+use crate::volume::mount;
 
 /// Examples of `sandbox create`.
 pub const CREATE_EXAMPLES: &str = "\
@@ -25,6 +26,7 @@ Examples:
   pandastack sandbox create --cpu 2 --memory 2048 --disk 8192   # a size of its own
   id=$(pandastack sandbox create --metadata job=42)
   pandastack sandbox create --allow pypi.org:443 --allow files.pythonhosted.org:443
+  pandastack sandbox create --volume data --volume models:ro   # see `pandastack volume`
   pandastack sandbox create --from-snapshot $(pandastack sandbox snapshot 1b9d)
 
 The first sandbox of a size waits while the server prepares it, and sees how far that is; all others
@@ -77,6 +79,10 @@ pub struct CreateArgs {
     /// A label of yours; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub metadata: Vec<(String, String)>,
+    /// A volume that it has at /volumes/NAME, to be written to or, with `:ro`, only read; may be
+    /// repeated
+    #[arg(long, value_name = "NAME[:ro]", value_parser = mount, conflicts_with = "from_snapshot")]
+    pub volume: Vec<VolumeMount>,
     #[command(flatten)]
     pub egress: EgressArgs,
 }
@@ -108,6 +114,8 @@ struct CreateRequest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     idle_timeout: Option<u64>,
     metadata: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    volumes: &'a [VolumeMount],
     #[serde(skip_serializing_if = "Option::is_none")]
     egress: Option<Policy>,
 }
@@ -124,6 +132,7 @@ pub async fn create(client: &Client, args: &CreateArgs) -> anyhow::Result<Sandbo
         persistent: args.persistent,
         idle_timeout: args.idle_timeout,
         metadata: args.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+        volumes: &args.volume,
         egress: args.egress.policy()?,
     };
     let CreateRequest { template, cpu, memory_mb, disk_mb, .. } = request;
@@ -192,6 +201,7 @@ pub async fn get(client: &Client, id: &str, context: Context) -> anyhow::Result<
         ["isolation".to_owned(), view.isolation.as_str().to_owned()],
         ["jail".to_owned(), view.jail.as_str().to_owned()],
         ["egress".to_owned(), summary(&view.egress)],
+        ["volumes".to_owned(), volumes(&view.volumes)],
         ["metadata".to_owned(), metadata.join(" ")],
     ];
     output::table(["FIELD", "VALUE"], &rows)?;
@@ -202,6 +212,16 @@ pub async fn get(client: &Client, id: &str, context: Context) -> anyhow::Result<
 fn size(view: &SandboxView) -> String {
     let SandboxView { cpu, memory_mb, disk_mb, .. } = *view;
     Size { cpu, memory_mb, disk_mb }.to_string()
+}
+
+/// Volumes in a few words.
+fn volumes(volumes: &[VolumeMount]) -> String {
+    let word = |mount: &VolumeMount| match (mount.clone, mount.read_only) {
+        (true, _) => format!("{} (a copy)", mount.name),
+        (false, true) => format!("{} (read-only)", mount.name),
+        (false, false) => mount.name.to_string(),
+    };
+    volumes.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// A policy in a few words.

@@ -12,6 +12,7 @@ mod sandboxes;
 mod snapshots;
 mod stream;
 mod templates;
+mod volumes;
 
 use axum::extract::Request;
 use axum::http::StatusCode;
@@ -26,13 +27,12 @@ use crate::{Api, access, auth, body, guard, preview};
 
 /// Routes of the contract that this server does not have yet. Named, so that clients hear that
 /// and not that their sandbox is missing.
-const NOT_YET: [&str; 8] = [
+const NOT_YET: [&str; 7] = [
     "/v1/sandboxes/{id}/repl",
     "/v1/sandboxes/{id}/repl/sessions",
     "/v1/sandboxes/{id}/mcp",
     "/v1/sandboxes/{id}/exec/ws",
     "/v1/sandboxes/{id}/exec/pty",
-    "/v1/volumes",
     "/v1/me/tokens",
     "/v1/templates/build",
 ];
@@ -65,6 +65,8 @@ pub(crate) fn router(api: Api, guard: Guard) -> Router {
         .route("/v1/sandboxes/{id}/snapshots", post(snapshots::take))
         .route("/v1/snapshots", get(snapshots::list))
         .route("/v1/snapshots/{id}", get(snapshots::get).delete(snapshots::delete))
+        .route("/v1/volumes", post(volumes::create).get(volumes::list))
+        .route("/v1/volumes/{name}", get(volumes::get).delete(volumes::delete))
         .route("/v1/sandboxes/{id}/metrics", get(sandboxes::metrics))
         .route("/v1/sandboxes/{id}/ports", get(ports::list).post(ports::expose))
         .route("/v1/sandboxes/{id}/ports/{port}", delete(ports::close))

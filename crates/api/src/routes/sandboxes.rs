@@ -10,7 +10,7 @@ use pandastack_sandbox::{LifecycleChange, NewSandbox};
 use pandastack_types::{Lifecycle, Metrics, SandboxView, TtlMode};
 use serde_json::{Value, json};
 
-use super::snapshots;
+use super::{snapshots, volumes};
 use crate::Api;
 use crate::body::{self, Fields};
 use crate::egress;
@@ -54,11 +54,7 @@ pub(crate) async fn create(
 }
 
 fn new_sandbox(fields: &Fields, egress: Option<Policy>) -> Result<NewSandbox, ApiError> {
-    // An empty text or list asks for nothing.
-    if fields.value("volumes").is_some_and(|value| *value != json!([])) {
-        let text = "volumes is not supported by this server yet";
-        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, text));
-    }
+    // An empty text asks for nothing.
     let from_snapshot = fields.text("from_snapshot")?.filter(|id| !id.is_empty());
     let from_snapshot = from_snapshot.map(snapshots::parse).transpose()?;
     // Libraries send their default template along with a snapshot.
@@ -78,6 +74,7 @@ fn new_sandbox(fields: &Fields, egress: Option<Policy>) -> Result<NewSandbox, Ap
         persistent: fields.flag("persistent")?.unwrap_or(false),
         idle_timeout: fields.integer("idle_timeout")?,
         from_snapshot,
+        volumes: volumes::asked(fields)?,
         egress,
     })
 }
@@ -181,10 +178,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_yet_is_said_so() {
-        let error = read(r#"{"volumes":[{"name":"v"}]}"#).unwrap_err();
-        assert_eq!(error.status, StatusCode::NOT_IMPLEMENTED);
-        assert!(error.text.contains("not supported by this server yet"), "{error:?}");
+    fn volumes_are_read_only_if_they_say_so() {
+        let text = r#"{"volumes":[{"name":"v"},{"name":"w","read_only":true,"mount":"/x"}]}"#;
+        let volumes = read(text).unwrap().volumes;
+        let read: Vec<_> = volumes.iter().map(|v| (v.name.as_str(), v.read_only)).collect();
+        assert_eq!(read, [("v", false), ("w", true)]);
+        assert!(volumes.iter().all(|volume| !volume.clone), "a client does not say that");
     }
 
     #[test]
@@ -210,6 +209,11 @@ mod tests {
             r#"{"metadata":{"a":1}}"#,
             r#"{"metadata":[]}"#,
             r#"{"persistent":1}"#,
+            r#"{"volumes":{}}"#,
+            r#"{"volumes":["v"]}"#,
+            r#"{"volumes":[{"read_only":true}]}"#,
+            r#"{"volumes":[{"name":"../v"}]}"#,
+            r#"{"volumes":[{"name":"v","read_only":1}]}"#,
         ] {
             assert_eq!(read(text).unwrap_err().status, StatusCode::BAD_REQUEST, "{text}");
         }

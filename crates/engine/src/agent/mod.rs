@@ -121,6 +121,24 @@ impl AgentClient {
         self.done(Request::SetClock { unix_ns: identity::unix_ns(now) }).await
     }
 
+    /// Mounts the volume of `bytes` that is in a slot of the machine.
+    pub async fn mount_volume(
+        &self,
+        slot: usize,
+        name: &str,
+        bytes: u64,
+        read_only: bool,
+    ) -> Result<(), AgentError> {
+        let slot = u8::try_from(slot).unwrap_or(u8::MAX);
+        self.done(Request::MountVolume { slot, name: name.to_owned(), bytes, read_only }).await
+    }
+
+    /// Has the guest write out what it holds back of its volumes, and unmount those that are not
+    /// in use if it is to.
+    pub async fn flush_volumes(&self, unmount: bool) -> Result<(), AgentError> {
+        self.done(Request::FlushVolumes { unmount }).await
+    }
+
     /// Starts a command. Returns at once: a command that cannot start says so in the session.
     pub async fn exec(&self, spec: ExecSpec) -> Result<ExecSession, AgentError> {
         ExecSession::open(&self.link, spec)

@@ -1,4 +1,4 @@
-//! The file system on a template's writable disk.
+//! The file systems on writable disks.
 
 use std::path::Path;
 
@@ -10,10 +10,20 @@ use crate::files;
 /// Makes an empty ext4 file system of `megabytes` in a new sparse file. No journal: its owner
 /// lives once.
 pub(crate) async fn make(path: &Path, megabytes: u32) -> Result<(), EngineError> {
+    make_with(path, megabytes, &["-O", "^has_journal"]).await
+}
+
+/// The same with a journal, for what outlives its owners. Tables and journal are holes of a new
+/// file, which need not be overwritten with zeros.
+pub(crate) async fn make_journalled(path: &Path, megabytes: u32) -> Result<(), EngineError> {
+    let lazily = "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0";
+    make_with(path, megabytes, &["-O", "has_journal", "-E", lazily]).await
+}
+
+async fn make_with(path: &Path, megabytes: u32, options: &[&str]) -> Result<(), EngineError> {
     let file = files::create(path)?;
     file.set_len(u64::from(megabytes) << 20).map_err(|e| file_error("size", path, e))?;
-    tool(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-O", "^has_journal"]).arg(path))
-        .await
+    tool(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).args(options).arg(path)).await
 }
 
 async fn tool(command: &mut Command) -> Result<(), EngineError> {

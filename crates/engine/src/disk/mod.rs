@@ -13,9 +13,12 @@
 //! one. How a process is told is each engine's own.
 //!
 //! A directory has links to all of its machine's layers, so it needs no other directory to live.
+//! It can have those of several disks: the [`Place`] of each says how its files are called.
 
 mod ext4;
+mod place;
 mod qcow2;
+pub(crate) mod volume;
 
 use std::fs::{self, File};
 use std::io;
@@ -27,9 +30,7 @@ use crate::error::{EngineError, file_error};
 use crate::{files, sparse};
 
 pub(crate) use self::ext4::make as make_ext4;
-
-/// The lowest layer, in a bake's directory and in a machine's.
-pub(crate) const DISK: &str = "disk";
+pub(crate) use self::place::{DISK, Place, layer_name};
 
 /// Most layers of a disk. Each costs a machine's process descriptors and a lookup per read of a
 /// block that was written long ago.
@@ -38,41 +39,31 @@ pub(crate) const MAX_LAYERS: usize = 64;
 /// So many layers of a bake are made one.
 const FLATTEN_AT: usize = 16;
 
-/// The file of a machine's top layer.
-const TOP: &str = "disk.qcow2";
-/// The file of an empty layer that is not in use yet.
-const SPARE: &str = "disk.next";
-
 /// The layers below a machine's own, and where the files are.
 pub(crate) struct Disk {
-    dir: PathBuf,
+    place: Place,
     /// Bytes that the guest sees.
     bytes: u64,
     base: File,
     frozen: Vec<File>,
 }
 
-/// Name of a frozen layer's file.
-pub(crate) fn layer_name(index: usize) -> String {
-    format!("layer-{index}")
-}
-
-/// The frozen layers in a directory, lowest first.
-fn layers_in(dir: &Path) -> Vec<PathBuf> {
-    let paths = (0..MAX_LAYERS).map(|index| dir.join(layer_name(index)));
+/// The frozen layers in a place, lowest first.
+fn layers_in(place: &Place) -> Vec<PathBuf> {
+    let paths = (0..MAX_LAYERS).map(|index| place.layer(index));
     paths.take_while(|path| path.exists()).collect()
 }
 
-/// Makes one of the frozen layers in the directory of a bake of a disk of `bytes`, if there are so
+/// Makes one of the frozen layers in the place of a bake of a disk of `bytes`, if there are so
 /// many that machines made of it, and bakes of those, would soon have too many. Takes as long as
 /// copying what they hold. Blocks.
-pub(crate) fn flatten(dir: &Path, bytes: u64) -> Result<(), EngineError> {
-    let layers = layers_in(dir);
+pub(crate) fn flatten(place: &Place, bytes: u64) -> Result<(), EngineError> {
+    let layers = layers_in(place);
     if layers.len() < FLATTEN_AT {
         return Ok(());
     }
     let files = layers.iter().map(|layer| files::open(layer)).collect::<Result<_, _>>()?;
-    let merged = dir.join(SPARE);
+    let merged = place.spare();
     let into = new_layer(&merged, bytes)?;
     merge(files, into, bytes)
         .map_err(|e| file_error("write", &merged, io::Error::other(e.to_string())))?;
@@ -82,9 +73,9 @@ pub(crate) fn flatten(dir: &Path, bytes: u64) -> Result<(), EngineError> {
     fs::rename(&merged, &layers[0]).map_err(|e| file_error("rename", &merged, e))
 }
 
-/// Makes an empty top layer for a disk of `bytes` in the directory of a machine.
-pub(crate) fn new_top(dir: &Path, bytes: u64) -> Result<File, EngineError> {
-    new_layer(&dir.join(TOP), bytes)
+/// Makes an empty top layer for a disk of `bytes` in the place of a machine.
+pub(crate) fn new_top(place: &Place, bytes: u64) -> Result<File, EngineError> {
+    new_layer(&place.top(), bytes)
 }
 
 fn new_layer(path: &Path, bytes: u64) -> Result<File, EngineError> {
@@ -96,27 +87,36 @@ fn share(from: &Path, to: &Path) -> Result<(), EngineError> {
 }
 
 impl Disk {
-    /// A new machine's disk over the layers in `bake`, with its own top layer in `dir`, open for
+    /// A new machine's disk over the layers in `bake`, with its own top layer in `place`, open for
     /// writing.
-    pub fn create(bake: &Path, dir: &Path, bytes: u64) -> Result<(Self, File), EngineError> {
-        let base = files::open(&bake.join(DISK))?;
+    pub fn create(bake: &Place, place: &Place, bytes: u64) -> Result<(Self, File), EngineError> {
+        let base = files::open(&bake.base())?;
         let mut frozen = Vec::new();
         for (index, layer) in layers_in(bake).iter().enumerate() {
-            share(layer, &dir.join(layer_name(index)))?;
+            share(layer, &place.layer(index))?;
             frozen.push(files::open(layer)?);
         }
-        share(&bake.join(DISK), &dir.join(DISK))?;
-        let top = new_top(dir, bytes)?;
-        Ok((Self { dir: dir.to_owned(), bytes, base, frozen }, top))
+        share(&bake.base(), &place.base())?;
+        let top = new_top(place, bytes)?;
+        Ok((Self { place: place.clone(), bytes, base, frozen }, top))
     }
 
-    /// The same layers for a copy of the machine, whose directory `dir` has a top layer made by
+    /// The disk that is in `place`, top layer and all, of which this is the only user.
+    pub fn open(place: &Place, bytes: u64) -> Result<(Self, File), EngineError> {
+        let base = files::open(&place.base())?;
+        let frozen = layers_in(place).into_iter().map(|layer| files::open(&layer));
+        let frozen = frozen.collect::<Result<_, _>>()?;
+        let top = files::open_rw(&place.top())?;
+        Ok((Self { place: place.clone(), bytes, base, frozen }, top))
+    }
+
+    /// The same layers for a copy of the machine, whose `place` has a top layer made by
     /// [`new_top`].
-    pub fn fork(&self, dir: &Path) -> Result<Self, EngineError> {
-        self.link_into(dir)?;
+    pub fn fork(&self, place: &Place) -> Result<Self, EngineError> {
+        self.link_into(place)?;
         let clone = |layer: &File| layer.try_clone().map_err(EngineError::Spawn);
         let frozen = self.frozen.iter().map(clone).collect::<Result<_, _>>()?;
-        Ok(Self { dir: dir.to_owned(), bytes: self.bytes, base: clone(&self.base)?, frozen })
+        Ok(Self { place: place.clone(), bytes: self.bytes, base: clone(&self.base)?, frozen })
     }
 
     /// Makes the empty layer that is to be put on top, or opens one that was made in vain.
@@ -126,20 +126,20 @@ impl Disk {
                 "its disk has {MAX_LAYERS} layers, the most that a disk may have"
             )));
         }
-        let path = self.dir.join(SPARE);
+        let path = self.place.spare();
         if path.exists() { files::open_rw(&path) } else { new_layer(&path, self.bytes) }
     }
 
     /// The top layer, open for reading: for a process that is to give up writing to it.
     pub fn open_top(&self) -> Result<File, EngineError> {
-        files::open(&self.dir.join(TOP))
+        files::open(&self.place.top())
     }
 
     /// The process has the spare layer on top: gives the files their new names, and returns what
     /// was on top so far, open for reading.
     pub fn freeze(&mut self) -> Result<&File, EngineError> {
-        let (top, next) = (self.dir.join(TOP), self.dir.join(SPARE));
-        let below = self.dir.join(layer_name(self.frozen.len()));
+        let (top, next) = (self.place.top(), self.place.spare());
+        let below = self.place.layer(self.frozen.len());
         fs::rename(&top, &below).map_err(|e| file_error("rename", &top, e))?;
         fs::rename(&next, &top).map_err(|e| file_error("rename", &next, e))?;
         Ok(self.frozen.push_mut(files::open(&below)?))
@@ -148,17 +148,21 @@ impl Disk {
     /// Whether the guest has written since its top layer was made. Right once the machine stands
     /// still and its process has written out what it held back.
     pub fn written(&self) -> Result<bool, EngineError> {
-        let path = self.dir.join(TOP);
+        let path = self.place.top();
         let length = fs::metadata(&path).map_err(|e| file_error("look at", &path, e))?.len();
         Ok(length > qcow2::EMPTY_BYTES)
     }
 
-    /// Makes links to all layers but the top one in another directory.
-    pub fn link_into(&self, dir: &Path) -> Result<(), EngineError> {
-        share(&self.dir.join(DISK), &dir.join(DISK))?;
+    /// Makes links to all layers but the top one in another place.
+    pub fn link_into(&self, place: &Place) -> Result<(), EngineError> {
+        share(&self.place.base(), &place.base())?;
         (0..self.frozen.len())
-            .map(layer_name)
-            .try_for_each(|layer| share(&self.dir.join(&layer), &dir.join(&layer)))
+            .try_for_each(|layer| share(&self.place.layer(layer), &place.layer(layer)))
+    }
+
+    /// Where its files are.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Bytes that the guest sees.
@@ -183,6 +187,10 @@ mod tests {
 
     use super::*;
 
+    fn at(dir: &tempfile::TempDir) -> Place {
+        Place::root(dir.path())
+    }
+
     fn bake() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(DISK), "base").unwrap();
@@ -192,7 +200,7 @@ mod tests {
     #[test]
     fn a_top_layer_is_frozen_once_it_was_written_to() {
         let (bake, dir) = (bake(), tempfile::tempdir().unwrap());
-        let (mut disk, mut top) = Disk::create(bake.path(), dir.path(), 1 << 30).unwrap();
+        let (mut disk, mut top) = Disk::create(&at(&bake), &at(&dir), 1 << 30).unwrap();
         assert!(!disk.written().unwrap());
         top.set_len(qcow2::EMPTY_BYTES + 1).unwrap();
         assert!(disk.written().unwrap());
@@ -211,13 +219,13 @@ mod tests {
     fn a_copy_needs_no_other_directory() {
         let (bake, dir, other) =
             (bake(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (mut disk, _) = Disk::create(bake.path(), dir.path(), 1 << 30).unwrap();
+        let (mut disk, _) = Disk::create(&at(&bake), &at(&dir), 1 << 30).unwrap();
         disk.spare().unwrap();
         disk.freeze().unwrap();
-        new_top(other.path(), disk.bytes()).unwrap();
-        let copy = disk.fork(other.path()).unwrap();
+        new_top(&at(&other), disk.bytes()).unwrap();
+        let copy = disk.fork(&at(&other)).unwrap();
         drop((bake, dir));
-        assert_eq!(layers_in(other.path()).len(), copy.frozen().len());
+        assert_eq!(layers_in(&at(&other)).len(), copy.frozen().len());
         assert_eq!(fs::read(other.path().join(DISK)).unwrap(), b"base");
     }
 
@@ -225,23 +233,23 @@ mod tests {
     fn many_layers_of_a_bake_become_one() {
         let (bake, dir) = (bake(), tempfile::tempdir().unwrap());
         fs::write(bake.path().join(DISK), vec![0; 1 << 20]).unwrap();
-        let (mut disk, _) = Disk::create(bake.path(), dir.path(), 1 << 20).unwrap();
+        let (mut disk, _) = Disk::create(&at(&bake), &at(&dir), 1 << 20).unwrap();
         for left in (1..=FLATTEN_AT).rev() {
-            flatten(dir.path(), 1 << 20).unwrap();
-            assert_eq!(layers_in(dir.path()).len(), FLATTEN_AT - left);
+            flatten(&at(&dir), 1 << 20).unwrap();
+            assert_eq!(layers_in(&at(&dir)).len(), FLATTEN_AT - left);
             disk.spare().unwrap();
             disk.freeze().unwrap();
         }
-        flatten(dir.path(), 1 << 20).unwrap();
-        assert_eq!(layers_in(dir.path()).len(), 1);
-        assert!(!dir.path().join(SPARE).exists());
-        Disk::create(dir.path(), tempfile::tempdir().unwrap().path(), 1 << 20).unwrap();
+        flatten(&at(&dir), 1 << 20).unwrap();
+        assert_eq!(layers_in(&at(&dir)).len(), 1);
+        assert!(!at(&dir).spare().exists());
+        Disk::create(&at(&dir), &at(&tempfile::tempdir().unwrap()), 1 << 20).unwrap();
     }
 
     #[test]
     fn a_stack_has_an_end() {
         let (bake, dir) = (bake(), tempfile::tempdir().unwrap());
-        let (mut disk, _) = Disk::create(bake.path(), dir.path(), 1 << 30).unwrap();
+        let (mut disk, _) = Disk::create(&at(&bake), &at(&dir), 1 << 30).unwrap();
         for _ in 0..MAX_LAYERS {
             disk.spare().unwrap();
             disk.freeze().unwrap();

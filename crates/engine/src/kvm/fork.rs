@@ -27,7 +27,7 @@ use super::files::Files;
 use super::laps::Laps;
 use super::monitor::{Host, Monitor, Ways};
 use super::snapshot::blocking;
-use crate::disk::{self, Disk};
+use crate::disk::{self, Disk, Place};
 use crate::process::{Complaints, Process};
 use crate::{Bake, EngineError, files};
 
@@ -119,7 +119,7 @@ impl Body {
             self.has_run = self.running;
         }
         let pidfd = pidfd.ok_or_else(|| EngineError::Monitor("a fork without a process".into()))?;
-        let disk = self.disk.fork(&cradle.dir)?;
+        let disk = self.disk.fork(&Place::root(&cradle.dir))?;
         Ok((cradle.born(pidfd, disk, laps).await?, pause))
     }
 
@@ -175,7 +175,7 @@ impl Cradle {
             client,
             ways: Ways::new(ours.agent, ours.net)?,
             theirs,
-            top: disk::new_top(dir, bytes)?,
+            top: disk::new_top(&Place::root(dir), bytes)?,
             group,
             joins,
             leaves: host.cgroups.keeper_files().map_err(EngineError::Spawn)?,

@@ -8,7 +8,7 @@ use super::client::attach;
 use super::files::Files;
 use super::fork::{Body, Copy};
 use super::monitor::{Host, launch};
-use crate::disk::Disk;
+use crate::disk::{Disk, Place};
 use crate::{Bake, EngineError, files as names};
 
 /// Restores a machine into the existing empty directory `dir`. It stands still. `group` is the
@@ -20,7 +20,8 @@ pub(super) async fn restore(
     dir: &Path,
     group: &str,
 ) -> Result<Copy, EngineError> {
-    let (disk, top) = Disk::create(&bake.dir, dir, bake.size.disk_bytes())?;
+    let (disk, top) =
+        Disk::create(&Place::root(&bake.dir), &Place::root(dir), bake.size.disk_bytes())?;
     let idle = launch(host, group, bake.size).await?;
     names::note_pid(dir, idle.monitor.process.pid())?;
     let mut with = files.attached();

@@ -18,6 +18,7 @@ use super::client::{Attached, SAVE, attach};
 use super::fork::{Copy, Family};
 use super::manifest::WORKING_SET;
 use super::monitor::Monitor;
+use crate::disk::Place;
 use crate::error::file_error;
 use crate::files::{DIFF, MEMORY, STATE};
 use crate::{EngineError, disk, sparse};
@@ -26,8 +27,8 @@ use crate::{EngineError, disk, sparse};
 pub(super) async fn save(family: &Family, copy: &Copy, out: &Path) -> Result<(), EngineError> {
     save_machine(&copy.monitor, out, (Role::Diff, DIFF)).await?;
     let disk = &copy.body.disk;
-    disk.link_into(out)?;
-    let (to, bytes) = (out.to_owned(), disk.bytes());
+    let (to, bytes) = (Place::root(out), disk.bytes());
+    disk.link_into(&to)?;
     blocking(move || disk::flatten(&to, bytes)).await?;
     let base = family.bake.dir.join(MEMORY);
     let target = out.join(MEMORY);

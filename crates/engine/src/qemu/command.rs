@@ -76,6 +76,18 @@ const PLAIN_NET: [&str; 21] = [
 /// without a bound a guest could make the process grow by a GiB.
 pub(super) const TRANSLATION_CACHE_MB: u32 = 128;
 
+/// Devices for volumes. They are empty in a bake; what they hold is put in before a machine runs.
+pub(super) const VOLUME_SLOTS: usize = 8;
+
+/// Requests that a volume's device takes at a time. Each costs the guest memory that is in every
+/// bake, so it is less than the usual 256.
+const VOLUME_QUEUE: u32 = 64;
+
+/// The device of a slot, by QEMU's name for it.
+pub(super) fn volume_device(slot: usize) -> String {
+    format!("/machine/peripheral/volume-{slot}")
+}
+
 /// How a machine comes to life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
@@ -136,6 +148,7 @@ pub(super) fn arguments(program: &str, size: Size, start: Start) -> Vec<CString>
     add("-object", "rng-builtin,id=rng".into());
     add("-device", "virtio-rng-device,rng=rng".into());
     add_disks(&mut add, start);
+    add_volume_slots(&mut add);
     add_network(&mut add);
     // A guest that ends stays until its last words are read; it is never rebooted.
     add("-action", "reboot=shutdown,shutdown=pause,panic=pause".into());
@@ -208,6 +221,22 @@ fn add_disks(add: &mut impl FnMut(&str, String), start: Start) {
     // A full or failing host disk is an I/O error in the guest, not a machine that stops.
     for (node, rest) in [("root", ""), ("disk", ",werror=report,rerror=report")] {
         add("-device", format!("virtio-blk-device,drive={node},serial=panda-{node}{rest}"));
+    }
+}
+
+/// Empty disks, after which no descriptor stands.
+fn add_volume_slots(add: &mut impl FnMut(&str, String)) {
+    for slot in 0..VOLUME_SLOTS {
+        let node = format!(r#"{{"driver":"null-co","node-name":"empty-{slot}","size":0}}"#);
+        add("-blockdev", node);
+        let rest = "num-queues=1,werror=report,rerror=report";
+        add(
+            "-device",
+            format!(
+                "virtio-blk-device,id=volume-{slot},drive=empty-{slot},serial=panda-volume-{slot},\
+                 queue-size={VOLUME_QUEUE},{rest}"
+            ),
+        );
     }
 }
 

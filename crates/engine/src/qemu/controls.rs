@@ -7,12 +7,14 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use super::command::VOLUME_SLOTS;
+use super::disk::QemuDisk;
 use super::fork::{self, Body, Cradle, Family};
 use super::machine::QemuMachine;
 use super::qmp::Qmp;
 use crate::agent::AgentClient;
 use crate::to_its_end::to_its_end;
-use crate::{EngineError, Forked, Machine};
+use crate::{EngineError, Forked, Machine, VolumeSource};
 
 /// One machine, as far as it can be controlled.
 pub(super) struct Controls {
@@ -34,12 +36,31 @@ impl Controls {
         .await
     }
 
+    /// Puts a volume into a slot.
+    pub async fn attach(
+        self: Arc<Self>,
+        slot: usize,
+        source: VolumeSource,
+    ) -> Result<u64, EngineError> {
+        to_its_end(async move {
+            let mut body = self.body.lock().await;
+            let taken = body.disks.iter().any(|disk| disk.slot() == Some(slot));
+            if taken || slot >= VOLUME_SLOTS || body.running {
+                return Err(EngineError::Monitor(format!("slot {slot} does not take a volume")));
+            }
+            let disk = QemuDisk::attach(&self.qmp, slot, &body.dir, source).await?;
+            let bytes = disk.layers().bytes();
+            body.disks.push(disk);
+            Ok(bytes)
+        })
+        .await
+    }
+
     /// Makes one copy per directory.
     pub async fn fork(self: Arc<Self>, dirs: Vec<PathBuf>) -> Result<Forked, EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
-            let bytes = body.disk.layers().bytes();
-            let cradles = dirs.iter().map(|dir| Cradle::make(&self.family, dir, bytes));
+            let cradles = dirs.iter().map(|dir| Cradle::make(&self.family, dir, &body));
             let mut cradles = cradles.collect::<Result<Vec<_>, _>>()?.into_iter();
             let Some(first) = cradles.next() else { return Ok(Forked::default()) };
             let (first, pause) = body.fork(&self.family, &self.qmp, first).await?;
@@ -67,8 +88,7 @@ impl Controls {
     ) -> Result<(), EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
-            let cradle =
-                Cradle::make(&self.family, &scratch, body.disk.layers().bytes())?.readable();
+            let cradle = Cradle::make(&self.family, &scratch, &body)?.readable();
             let (copy, pause) = body.fork(&self.family, &self.qmp, cradle).await?;
             drop(body);
             tracing::debug!(?pause, "copied for a snapshot");

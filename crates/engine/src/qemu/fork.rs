@@ -21,16 +21,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pandastack_fork::{FileId, Request};
+use pandastack_fork::{FileId, MAX_DESCRIPTORS, Request};
 use pandastack_jail::{Cgroup, Child};
 use serde_json::Value;
 
 use super::channels::{self, Identities, identity};
 use super::control::Control;
-use super::disk::{self, QemuDisk};
+use super::disk::QemuDisk;
 use super::process::{Channels, Emulator, Host};
 use super::qmp::Qmp;
 use super::{bake, memory};
+use crate::disk::flatten;
 use crate::error::file_error;
 use crate::files::{self, DIFF, MEMORY, STATE};
 use crate::{Bake, EngineError, sparse};
@@ -49,7 +50,10 @@ pub(super) struct Family {
 pub(super) struct Body {
     pub control: Control,
     pub identities: Identities,
-    pub disk: QemuDisk,
+    /// Its disks, that which every machine has first: at least one.
+    pub disks: Vec<QemuDisk>,
+    /// Where its files are.
+    pub dir: PathBuf,
     /// Whether its vCPUs run.
     pub running: bool,
 }
@@ -63,12 +67,14 @@ impl Body {
         qmp: &Qmp,
         cradle: Cradle,
     ) -> Result<(Copy, Duration), EngineError> {
-        self.disk.prepare(qmp).await?;
+        for disk in &mut self.disks {
+            disk.prepare(qmp).await?;
+        }
         let begin = Instant::now();
         if self.running {
             qmp.execute("stop", Value::Null).await?;
         }
-        let copied = match self.disk.freeze(qmp).await {
+        let copied = match self.freeze(qmp).await {
             Ok(()) => self.fork_at_rest(family, cradle).await,
             Err(error) => Err(error),
         };
@@ -79,25 +85,33 @@ impl Body {
         Ok((copied?.born().await?, pause))
     }
 
-    /// Forks the process of a machine that stands still, its disk frozen.
+    async fn freeze(&mut self, qmp: &Qmp) -> Result<(), EngineError> {
+        for disk in &mut self.disks {
+            disk.freeze(qmp).await?;
+        }
+        Ok(())
+    }
+
+    /// Forks the process of a machine that stands still, its disks frozen.
     pub async fn fork_at_rest(
         &mut self,
         family: &Family,
         cradle: Cradle,
     ) -> Result<Copy, EngineError> {
         let mut attached: Vec<BorrowedFd<'_>> = cradle.own.iter().map(AsFd::as_fd).collect();
-        attached.push(cradle.top.1.as_fd());
+        attached.extend(cradle.tops.iter().map(|(_, file)| file.as_fd()));
         let mut request = Request::new();
         let mut fits = true;
-        for (file, with) in self.identities.into_iter().chain([self.disk.top()]).zip(0..) {
+        let tops = self.disks.iter().map(QemuDisk::top);
+        for (file, with) in self.identities.into_iter().chain(tops).zip(0..) {
             fits &= request.add_replace(file, with);
         }
-        for file in self.disk.fresh() {
+        for file in self.disks.iter().flat_map(QemuDisk::fresh) {
             let id = identity(file).map_err(EngineError::Spawn)?;
             fits &= request.add_freeze(id, attached.len() as u8);
             attached.push(file.as_fd());
         }
-        let below = identities(self.disk.below())?;
+        let below = identities(self.disks.iter().flat_map(QemuDisk::below))?;
         for file in family.common.iter().copied().chain(below) {
             fits &= request.add_keep(file);
         }
@@ -106,12 +120,12 @@ impl Body {
         request.readable = cradle.readable;
         request.groups_from = attached.len() as u8;
         attached.extend(cradle.joins.iter().map(AsFd::as_fd));
-        if !fits {
+        if !fits || attached.len() > MAX_DESCRIPTORS {
             return Err(EngineError::NoFork("it has too many files".into()));
         }
         let (pidfd, steps) = self.control.fork(&request, &attached).await?;
         drop(attached);
-        self.disk.set_frozen();
+        self.disks.iter_mut().for_each(QemuDisk::set_frozen);
         tracing::debug!(dir = %cradle.dir.display(), ?steps, "forked");
         let child = Child::from_pidfd(pidfd).map_err(EngineError::Spawn)?;
         // From here on dropping it kills the child.
@@ -119,9 +133,11 @@ impl Body {
             Emulator::forked(child, cradle.channels, cradle.identities, cradle.group);
         let gone = || EngineError::Ended("its control socket was taken".into());
         let control = emulator.control.take().ok_or_else(gone)?;
-        let disk = self.disk.fork(&cradle.dir, cradle.top.0)?;
-        let body = Body { control, identities: cradle.identities, disk, running: false };
+        let forked = |(disk, top): (&QemuDisk, &(FileId, File))| disk.fork(&cradle.dir, top.0);
+        let disks = self.disks.iter().zip(&cradle.tops).map(forked).collect::<Result<_, _>>()?;
         files::note_pid(&cradle.dir, emulator.process.pid())?;
+        let (dir, identities) = (cradle.dir, cradle.identities);
+        let body = Body { control, identities, disks, dir, running: false };
         Ok(Copy { emulator, body })
     }
 }
@@ -133,7 +149,8 @@ pub(super) struct Cradle {
     /// The machine's ends, in the order of [`Theirs::in_order`](channels::Theirs::in_order).
     own: [OwnedFd; 5],
     identities: Identities,
-    top: (FileId, File),
+    /// Top layers of its disks.
+    tops: Vec<(FileId, File)>,
     group: Option<Arc<Cgroup>>,
     /// What the process joins the group through.
     joins: Vec<OwnedFd>,
@@ -144,8 +161,8 @@ pub(super) struct Cradle {
 }
 
 impl Cradle {
-    /// Makes ready for a machine in the existing empty directory `dir`, with a disk of `bytes`.
-    pub fn make(family: &Family, dir: &Path, bytes: u64) -> Result<Self, EngineError> {
+    /// Makes ready for a copy of a machine in the existing empty directory `dir`.
+    pub fn make(family: &Family, dir: &Path, of: &Body) -> Result<Self, EngineError> {
         let (ours, theirs) = channels::open().map_err(EngineError::Spawn)?;
         let identities = theirs.identities().map_err(EngineError::Spawn)?;
         let group = family.host.group(&files::name_of(dir), family.bake.size)?;
@@ -158,7 +175,7 @@ impl Cradle {
             channels: Channels::new(ours)?,
             own: theirs.in_order(),
             identities,
-            top: disk::new_top(dir, bytes)?,
+            tops: of.disks.iter().map(|disk| disk.new_top(dir)).collect::<Result<_, _>>()?,
             group,
             joins,
             leaves: family.host.cgroups.keeper_files().map_err(EngineError::Spawn)?,
@@ -194,10 +211,11 @@ impl Copy {
 /// Writes a copy that stands still into the existing empty directory `out`, as a bake.
 pub(super) async fn save(family: &Family, copy: &Copy, out: &Path) -> Result<(), EngineError> {
     bake::save_state(&copy.emulator.qmp, &out.join(STATE)).await?;
-    let layers = copy.body.disk.layers();
-    layers.link_into(out)?;
-    let (to, disk_bytes) = (out.to_owned(), layers.bytes());
-    blocking(out, move || crate::disk::flatten(&to, disk_bytes).map_err(io::Error::other)).await?;
+    for disk in &copy.body.disks {
+        let (to, bytes) = (disk.place(out), disk.layers().bytes());
+        disk.layers().link_into(&to)?;
+        blocking(out, move || flatten(&to, bytes).map_err(io::Error::other)).await?;
+    }
     let previous = share_memory(family, out).await?;
     let (pid, bytes, diff) =
         (copy.emulator.process.pid(), family.bake.size.memory_bytes(), out.join(DIFF));

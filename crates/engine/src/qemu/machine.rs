@@ -16,7 +16,7 @@ use super::fork::{Copy, Family};
 use super::qmp::{Events, Qmp};
 use crate::agent::AgentClient;
 use crate::process::Life;
-use crate::{EngineError, Exit, Forked, Machine, Stages, Usage};
+use crate::{EngineError, Exit, Forked, Machine, Stages, Usage, VolumeSource};
 
 /// A machine of the qemu engine.
 pub(super) struct QemuMachine {
@@ -66,6 +66,10 @@ impl Machine for QemuMachine {
 
     fn set_background(&self, background: bool) {
         self.life.set_background(background);
+    }
+
+    async fn attach(&self, slot: usize, volume: VolumeSource) -> Result<u64, EngineError> {
+        self.controls.clone().attach(slot, volume).await
     }
 
     async fn run(&self) -> Result<Stages, EngineError> {

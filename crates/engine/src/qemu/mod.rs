@@ -147,6 +147,10 @@ impl Engine for QemuEngine {
         crate::process::settled().await;
     }
 
+    fn volume_slots(&self) -> usize {
+        command::VOLUME_SLOTS
+    }
+
     async fn prove_fork(&self, bake: &Bake, scratch: &Path) -> Result<(), EngineError> {
         self.proof.of(self, bake, scratch).await
     }
@@ -174,7 +178,8 @@ impl Engine for QemuEngine {
         .await;
         let gone = || EngineError::Ended("its control socket was taken".into());
         let control = emulator.control.take().ok_or_else(gone)?;
-        let body = Body { control, identities: emulator.identities, disk, running: false };
+        let (identities, disks, dir) = (emulator.identities, vec![disk], dir.to_owned());
+        let body = Body { control, identities, disks, dir, running: false };
         // Adopted in any case: the machine's task also ends and reaps a process that failed.
         let machine = QemuMachine::adopt(family, Copy { emulator, body }, None)?;
         match restored {

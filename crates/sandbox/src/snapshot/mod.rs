@@ -22,7 +22,9 @@ use pandastack_engine::agent::Identity;
 use pandastack_engine::{Bake, EngineError};
 use pandastack_policy::Policy;
 use pandastack_proto::Token;
-use pandastack_types::{SandboxId, Size, SnapshotId, SnapshotView, State, TemplateName};
+use pandastack_types::{
+    SandboxId, Size, SnapshotId, SnapshotView, State, TemplateName, VolumeMount,
+};
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -138,10 +140,10 @@ impl Core {
         // As it is now: who has been told that it is tighter must not find it open in a copy.
         let policy = Manifest::keep(&sandbox.egress()).map_err(SnapshotError::Write)?;
         let origin = self.engine.bake_key(&birth.ancestor.image, birth.size);
-        let shelf = shelf.clone();
+        let (shelf, volumes) = (shelf.clone(), birth.volumes.clone());
         let publishing = tokio::task::spawn_blocking(move || {
             let files = BTreeMap::new();
-            shelf.publish(out, Manifest { origin, token, names, policy, files, view })
+            shelf.publish(out, Manifest { origin, token, names, policy, files, volumes, view })
         });
         let published = publishing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         published.map_err(SnapshotError::Write)
@@ -155,7 +157,7 @@ impl Core {
     ) -> Result<Thawed, CreateError> {
         let (manifest, lease) = shelf.lend(id)?;
         let changed = shelf.changed(id, &manifest);
-        let Manifest { origin, token, names, view, .. } = manifest;
+        let Manifest { origin, token, names, volumes, view, .. } = manifest;
         let size = Size { cpu: view.cpu, memory_mb: view.memory_mb, disk_mb: view.disk_mb };
         let stale = |why| CreateError::StaleSnapshot { id, why };
         let ancestor =
@@ -176,7 +178,8 @@ impl Core {
         let key = format!("snapshot-{id}-{}", view.created_at.unix_timestamp_nanos());
         let bake = Arc::new(Bake { dir, image, size, key });
         let egress = view.egress;
-        Ok(Thawed { template: view.template, bake, token, lease, names, ancestor, egress })
+        let template = view.template;
+        Ok(Thawed { template, bake, token, lease, names, ancestor, egress, volumes })
     }
 
     /// A bake of the template that a snapshot is of, in the snapshot's size if there is one.
@@ -203,6 +206,8 @@ pub(crate) struct Thawed {
     pub(crate) ancestor: Arc<Bake>,
     /// What its sandbox was allowed to reach; nothing that can be read if that is damaged.
     pub(crate) egress: Option<Policy>,
+    /// The volumes that its guest has.
+    pub(crate) volumes: Vec<VolumeMount>,
 }
 
 /// Writes the files, and says what the guest in them calls itself and obeys.

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use pandastack_policy::Policy;
 use pandastack_proto::Token;
-use pandastack_types::{SandboxId, SnapshotId, SnapshotView};
+use pandastack_types::{SandboxId, SnapshotId, SnapshotView, VolumeMount};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DeleteSnapshotError, NoSnapshot, StartError};
@@ -52,6 +52,10 @@ pub(crate) struct Manifest {
     /// Its files. Manifests that are older than this name none.
     #[serde(default)]
     pub(super) files: Seals,
+    /// The volumes that its guest has, each a copy in the slot of its index. Older snapshots have
+    /// none.
+    #[serde(default)]
+    pub(crate) volumes: Vec<VolumeMount>,
     /// As clients see it.
     #[serde(flatten)]
     pub(crate) view: SnapshotView,
@@ -266,8 +270,8 @@ mod tests {
             egress: None,
             references: 0,
         };
-        let (origin, files) = ("key".to_owned(), Seals::new());
-        Manifest { origin, token: [7; 16], names: None, policy: none(), files, view }
+        let (origin, files, volumes) = ("key".to_owned(), Seals::new(), Vec::new());
+        Manifest { origin, token: [7; 16], names: None, policy: none(), files, volumes, view }
     }
 
     #[test]

@@ -140,6 +140,14 @@ impl Stream {
                 let removed = files.lock().unwrap().files.remove(&path);
                 removed.map(|_| Reply::Done).ok_or_else(|| missing(&path))
             }
+            Request::MountVolume { slot, name, read_only, .. } => {
+                shared.knobs.note(&shared.name, format!("mount {slot} {name} {read_only}"));
+                Ok(Reply::Done)
+            }
+            Request::FlushVolumes { unmount } => {
+                shared.knobs.note(&shared.name, format!("flush {unmount}"));
+                Ok(Reply::Done)
+            }
             Request::Ports => Ok(Reply::Ports(vec![80, 8000])),
             Request::Dial { port } => self.dial(port, &shared).await,
             _ => Ok(Reply::Done),

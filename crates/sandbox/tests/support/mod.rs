@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use pandastack_engine::agent::AgentClient;
 use pandastack_engine::{
-    Bake, Engine, EngineError, Exit, Forked, GuestImage, Machine, Stages, Usage,
+    Bake, Engine, EngineError, Exit, Forked, GuestImage, Machine, Stages, Usage, VolumeSource,
 };
 use pandastack_image::{Progress, Stage, Step};
 use pandastack_proto::Token;
@@ -63,6 +63,8 @@ pub struct Knobs {
     pub servers: Mutex<HashMap<u16, SocketAddr>>,
     /// Machines have no network device.
     pub no_device: AtomicBool,
+    /// The engine has no volumes.
+    pub no_volumes: AtomicBool,
     /// What was done to which machine, in order.
     notes: Mutex<Vec<(String, String)>>,
 }
@@ -188,6 +190,10 @@ impl Engine for FakeEngine {
         Ok(())
     }
 
+    fn volume_slots(&self) -> usize {
+        if self.knobs.no_volumes.load(Ordering::SeqCst) { 0 } else { 8 }
+    }
+
     async fn restore(&self, bake: &Bake, dir: &Path) -> Result<Box<dyn Machine>, EngineError> {
         self.knobs.restores.fetch_add(1, Ordering::SeqCst);
         Knobs::pause(&self.knobs.slow_ms).await;
@@ -286,6 +292,17 @@ impl Machine for FakeMachine {
     }
 
     fn set_background(&self, _background: bool) {}
+
+    async fn attach(&self, slot: usize, volume: VolumeSource) -> Result<u64, EngineError> {
+        let what = match volume {
+            VolumeSource::Write { rewind: false, .. } => "write",
+            VolumeSource::Write { rewind: true, .. } => "rewind",
+            VolumeSource::Read(_) => "read",
+            VolumeSource::Copy(_) => "copy",
+        };
+        self.shared.knobs.note(&self.shared.name, format!("attach {slot} {what}"));
+        Ok(1 << 24)
+    }
 
     async fn run(&self) -> Result<Stages, EngineError> {
         self.shared.knobs.note(&self.shared.name, "run".to_owned());
@@ -534,6 +551,7 @@ impl World {
 /// A request for the default template.
 pub fn base() -> NewSandbox {
     NewSandbox {
+        volumes: Vec::new(),
         template: "base".parse().unwrap(),
         cpu: None,
         memory_mb: None,

@@ -95,6 +95,16 @@ impl Header {
     }
 }
 
+/// Checks that `file` is an image of a disk of `bytes` in the dialect of ours: one that names no
+/// other file that anybody would open.
+pub fn check(file: &File, bytes: u64) -> Result<(), LayerError> {
+    let length = file.metadata().map_err(LayerError::Read)?.len();
+    match Header::read(file, length.div_ceil(CLUSTER))?.bytes == bytes {
+        true => Ok(()),
+        false => Err(LayerError::Format("an image of another size")),
+    }
+}
+
 /// Makes `file` an image of a disk of `bytes` that nothing was written to and that names no lower
 /// layer. What was in it is gone.
 pub fn write_empty(file: &File, bytes: u64) -> io::Result<()> {

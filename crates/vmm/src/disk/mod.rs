@@ -36,7 +36,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, fstat};
 
-pub use header::{EMPTY_BYTES, write_empty};
+pub use header::{EMPTY_BYTES, check, write_empty};
 pub use layer::LayerError;
 pub use merge::{MergeError, merge};
 use stack::Stack;

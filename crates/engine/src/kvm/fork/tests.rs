@@ -17,7 +17,7 @@ use super::super::manifest::Manifest;
 use super::super::runtime::Runtime;
 use super::*;
 use crate::GuestImage;
-use crate::disk::DISK;
+use crate::disk::{DISK, Place};
 use crate::files::{MEMORY, STATE};
 
 const BYTES: u64 = 1 << 30;
@@ -63,7 +63,8 @@ impl Bench {
     fn new(script: impl FnOnce(&OwnedFd) + Send + 'static) -> Self {
         let (bake, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let family = family(bake.path());
-        let (disk, _top) = Disk::create(bake.path(), own.path(), BYTES).unwrap();
+        let (disk, _top) =
+            Disk::create(&Place::root(bake.path()), &Place::root(own.path()), BYTES).unwrap();
         let (ours, theirs) = channels::control().unwrap();
         thread::spawn(move || script(&theirs));
         let client = Client::new(ours).unwrap();
