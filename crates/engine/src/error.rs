@@ -53,6 +53,9 @@ pub enum EngineError {
     /// Machines cannot be forked here.
     #[error("machines cannot be forked: {0}")]
     NoFork(String),
+    /// A machine that another server left cannot be taken over.
+    #[error("it cannot be taken over: {0}")]
+    NotAdopted(String),
     /// The guest's agent did not answer as it should.
     #[error("the guest agent failed")]
     Agent(#[from] crate::agent::AgentError),

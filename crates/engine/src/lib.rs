@@ -34,4 +34,4 @@ mod tsc;
 mod wire;
 
 pub use error::EngineError;
-pub use machine::{Bake, BakeLog, Engine, Exit, Forked, GuestImage, Machine, Stages, Usage};
+pub use machine::{Bake, BakeLog, Engine, Exit, Forked, GuestImage, Kept, Machine, Stages, Usage};

@@ -17,6 +17,7 @@ pub struct Repaired {
     ended: Vec<SandboxId>,
     machines_removed: usize,
     files_removed: usize,
+    running: Vec<SandboxId>,
     hibernated: Vec<SandboxId>,
     snapshots: usize,
     damaged_snapshots: Vec<SnapshotId>,
@@ -40,12 +41,13 @@ pub async fn run(data_dir: &Path, machines: MachineArgs) -> anyhow::Result<Repai
 
 impl From<Repairs> for Repaired {
     fn from(repairs: Repairs) -> Self {
-        let Repairs { ended, machines_removed, files_removed, hibernated, snapshots, damaged } =
-            repairs;
+        let Repairs { ended, running, hibernated, snapshots, damaged, .. } = repairs;
+        let Repairs { machines_removed, files_removed, .. } = repairs;
         Self {
             ended,
             machines_removed,
             files_removed,
+            running,
             hibernated,
             snapshots,
             damaged_snapshots: damaged,
@@ -67,7 +69,8 @@ pub fn print(repaired: &Repaired) -> anyhow::Result<()> {
         }
     }
     output::line(&format!(
-        "kept     {} hibernated sandboxes, {} snapshots",
+        "kept     {} running and {} hibernated sandboxes, {} snapshots",
+        repaired.running.len(),
         repaired.hibernated.len(),
         repaired.snapshots
     ))?;

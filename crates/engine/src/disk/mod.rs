@@ -119,6 +119,20 @@ impl Disk {
         Ok(Self { dir: dir.to_owned(), bytes: self.bytes, base: clone(&self.base)?, frozen })
     }
 
+    /// The disk of `bytes` of a machine whose directory is `dir`, which nobody has changed since.
+    /// Also opens the top layer, for reading.
+    pub fn open(dir: &Path, bytes: u64) -> Result<(Self, File), EngineError> {
+        if dir.join(SPARE).exists() {
+            return Err(EngineError::NotAdopted("its disk is being changed".into()));
+        }
+        let base = files::open(&dir.join(DISK))?;
+        let frozen = layers_in(dir).into_iter().map(|layer| files::open(&layer));
+        let frozen = frozen.collect::<Result<_, _>>()?;
+        let disk = Self { dir: dir.to_owned(), bytes, base, frozen };
+        let top = disk.open_top()?;
+        Ok((disk, top))
+    }
+
     /// Makes the empty layer that is to be put on top, or opens one that was made in vain.
     pub fn spare(&self) -> Result<File, EngineError> {
         if self.frozen.len() >= MAX_LAYERS {
@@ -159,6 +173,11 @@ impl Disk {
         (0..self.frozen.len())
             .map(layer_name)
             .try_for_each(|layer| share(&self.dir.join(&layer), &dir.join(&layer)))
+    }
+
+    /// The machine's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Bytes that the guest sees.

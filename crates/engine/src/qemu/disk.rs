@@ -46,6 +46,22 @@ impl QemuDisk {
         Ok(Self { layers, top, spare: None, added: self.added, fresh: 0 })
     }
 
+    /// The disk of a machine that runs, which had `born_with` frozen layers at first.
+    pub fn open(dir: &Path, bytes: u64, born_with: usize) -> Result<Self, EngineError> {
+        let (layers, top) = Disk::open(dir, bytes)?;
+        let added = layers
+            .frozen()
+            .len()
+            .checked_sub(born_with)
+            .ok_or_else(|| EngineError::NotAdopted("layers of its disk are missing".into()))?;
+        Ok(Self { layers, top: id(&top)?, spare: None, added, fresh: 0 })
+    }
+
+    /// How many layers lay under the top one before any was added.
+    pub fn born_with(&self) -> usize {
+        self.layers.frozen().len() - self.added
+    }
+
     /// Makes ready for [`QemuDisk::freeze`] what can be made ready while the guest runs.
     pub async fn prepare(&mut self, qmp: &Qmp) -> Result<(), EngineError> {
         if self.spare.is_some() || !self.layers.written()? {
