@@ -26,7 +26,7 @@ pub use process::{
 };
 pub use random::Random;
 pub use sandbox::{Sandbox, Tree};
-pub use server::{Options, Server};
+pub use server::{Options, Server, holder_of};
 pub use stress::Stress;
 pub use surroundings::{
     deadline, engine, faulty_program, number, program, seconds, shared_data, skip, slowness,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::process::{is_alive, name_of, wait_until};
+use crate::process::{is_alive, kill, name_of, wait_until};
 use crate::surroundings::{engine, program, shared_data};
 use crate::{Client, descendants, seconds};
 
@@ -26,6 +26,8 @@ pub struct Options {
     pub args: Vec<String>,
     /// An existing data directory, for a second start on the same state.
     pub data: Option<PathBuf>,
+    /// Seconds that its sandboxes outlive it when it is killed; 0 if they end with it.
+    pub orphan_grace: u64,
     /// Another program than the one under test.
     pub program: Option<PathBuf>,
 }
@@ -68,6 +70,7 @@ impl Server {
             .args(["--pool", &options.pool.to_string()])
             .args(["--ready-timeout", &seconds(10).to_string()])
             .args(["--fork", if options.fork { "auto" } else { "off" }])
+            .args(["--orphan-grace", &options.orphan_grace.to_string()])
             .args(&options.args)
             .env_remove("PANDASTACK_API_KEY")
             .stdin(Stdio::null())
@@ -183,6 +186,11 @@ impl Server {
         self.processes().into_iter().find(named).context("the server has no gateway")
     }
 
+    /// Process id of what holds its machines, if anything does.
+    pub fn holder(&self) -> Option<u32> {
+        holder_of(&self.data)
+    }
+
     /// Machine directories on disk.
     pub fn machine_dirs(&self) -> usize {
         self.machine_names().len()
@@ -246,8 +254,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        let holder = if self.ended { None } else { self.holder() };
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(holder) = holder {
+            let _ = kill(holder);
+        }
         if !self.ended {
             // Without the answers to those who only wait.
             let log = self.log();
@@ -257,6 +269,16 @@ impl Drop for Server {
             eprintln!("--- the server said:\n{}", of_use.collect::<Vec<_>>().join("\n"));
         }
     }
+}
+
+/// Process id of what holds the machines of a data directory, with a server or without.
+pub fn holder_of(data: &Path) -> Option<u32> {
+    let running = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = running.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+    pids.filter(|pid| name_of(*pid) == "panda-holder").find(|pid| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split('\0').any(|word| Path::new(word) == data)
+    })
 }
 
 /// A port that nobody listens on at this moment.

@@ -18,6 +18,7 @@ const LAYERS: &[&str] = &[
     "pandastack-datagram",
     "pandastack-fork",
     "pandastack-jail",
+    "pandastack-holder",
     "pandastack-gateway",
     "pandastack-vmm",
     "pandastack-engine",

@@ -50,11 +50,9 @@ pub fn request() {
             let failure = Failure { step: Step::Request, errno: libc::EINVAL, subject: -1 };
             return answer(control, &failure.answer(), None);
         }
-        Received::End => {
-            // Nobody asks any more. Polling a closed socket would spin.
-            CONTROL.store(-1, SeqCst);
-            return;
-        }
+        // Nobody owns this machine any more: a server closes its end only when it dies, and who
+        // takes a machine over from it holds a copy.
+        Received::End => sys::exit(0),
     };
     match fork(&request, attached) {
         Ok((Side::Parent(pidfd), steps)) => {

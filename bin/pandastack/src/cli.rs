@@ -63,6 +63,12 @@ pub enum Command {
     /// Print the version
     #[command(after_help = "Examples:\n  pandastack version\n  pandastack version --json")]
     Version,
+    /// Keeps the machines of a server that may die. For servers, which start it
+    #[command(hide = true)]
+    Hold {
+        /// The server's directory, for whoever looks at the processes of the host
+        dir: std::path::PathBuf,
+    },
 }
 
 /// What a command has to know besides its own arguments.

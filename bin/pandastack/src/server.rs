@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use pandastack_api::{Api, KeyRing, RateLimits};
-use pandastack_sandbox::{Config, Manager};
+use pandastack_sandbox::{Config, Manager, Outliving};
 use pandastack_store::Store;
 use pandastack_types::{JailLevel, SizeLimits};
 use tokio::net::TcpListener;
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::api_key::ApiKey;
+use crate::hold;
 use crate::network::{self, NetworkArgs};
 use crate::previews::Previews;
 use crate::serve::ReserveArgs;
@@ -47,6 +48,9 @@ pub struct ServerOptions {
     pub idle_timeout_seconds: Option<u64>,
     /// In which a new sandbox must answer; the domain's default when absent.
     pub ready_timeout: Option<Duration>,
+    /// How long sandboxes without a time to live outlive this server if it is killed; all end with
+    /// it when absent.
+    pub orphan_grace: Option<Duration>,
     /// What sandboxes may be let to reach.
     pub network: NetworkArgs,
     /// How often clients may ask.
@@ -71,6 +75,7 @@ impl ServerOptions {
             idle_timeout_seconds: self
                 .idle_timeout_seconds
                 .unwrap_or(defaults.idle_timeout_seconds),
+            outliving: self.orphan_grace.map(|grace| Outliving { launch: hold::launch, grace }),
             ready_deadline: self.ready_timeout.unwrap_or(defaults.ready_deadline),
             ..defaults
         }
@@ -101,7 +106,7 @@ impl Server {
         let runtime = &workshop.runtime_dir;
         let network = Arc::new(network::start(runtime, options.network, address).await?);
         let engine = workshop.engine.clone();
-        let manager = Manager::start(config, engine, network, templates, store.clone())?;
+        let manager = Manager::start(config, engine, network, templates, store.clone()).await?;
         // After the manager has taken the directory: the keys of a server that runs in it are
         // not ours to replace.
         let keys = key_ring(store, key)?;

@@ -56,6 +56,9 @@ pub enum EngineError {
     /// Machines of this engine have no volumes.
     #[error("machines of this engine cannot have volumes")]
     NoVolumes,
+    /// A machine that another server left cannot be taken over.
+    #[error("it cannot be taken over: {0}")]
+    NotAdopted(String),
     /// The guest's agent did not answer as it should.
     #[error("the guest agent failed")]
     Agent(#[from] crate::agent::AgentError),

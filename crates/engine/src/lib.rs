@@ -35,4 +35,4 @@ mod wire;
 
 pub use disk::volume::{VolumeSource, make as make_volume, settle as settle_volume};
 pub use error::EngineError;
-pub use machine::{Bake, BakeLog, Engine, Exit, Forked, GuestImage, Machine, Stages, Usage};
+pub use machine::{Bake, BakeLog, Engine, Exit, Forked, GuestImage, Kept, Machine, Stages, Usage};

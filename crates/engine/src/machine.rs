@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pandastack_types::{Isolation, Size};
+use serde::{Deserialize, Serialize};
 
 use crate::agent::AgentClient;
 use crate::disk::volume::VolumeSource;
 use crate::error::EngineError;
 
 /// What a guest boots from. All files are read-only and outlive every machine made of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GuestImage {
     /// Linux kernel, bzImage.
     pub kernel: PathBuf,
@@ -31,7 +32,7 @@ pub struct GuestImage {
 }
 
 /// A frozen machine on disk, ready to be restored any number of times.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Bake {
     /// Directory with the engine's own files.
     pub dir: PathBuf,
@@ -97,6 +98,13 @@ pub trait Engine: Send + Sync {
     /// `false` if the engine keeps nothing to compare with. Blocks for as long as reading takes.
     fn verify(&self, _dir: &Path) -> Result<bool, EngineError> {
         Ok(false)
+    }
+
+    /// Takes over a machine that another server left running, of which there are the directory and
+    /// what [`Machine::kept`] gave. It stands still or runs, as it was left. An error says why it is
+    /// no machine of ours; it has to be ended then.
+    async fn adopt(&self, _dir: &Path, _kept: Kept) -> Result<Box<dyn Machine>, EngineError> {
+        Err(EngineError::NotAdopted("machines of this engine end with their server".into()))
     }
 
     /// Ends and removes what the machine whose directory had this name left on the host besides
@@ -175,6 +183,21 @@ pub trait Machine: Send + Sync {
 
     /// What it costs the host at this moment.
     fn usage(&self) -> Option<Usage>;
+
+    /// What another server needs to take it over ([`Engine::adopt`]) if this one dies. It lives for
+    /// as long as somebody holds the descriptors. `None` if it ends with this server.
+    fn kept(&self) -> io::Result<Option<Kept>> {
+        Ok(None)
+    }
+}
+
+/// Everything but its directory that is needed to go on with a machine.
+#[derive(Debug)]
+pub struct Kept {
+    /// The engine's own description of it.
+    pub note: String,
+    /// The ways to it. The first is its process's pidfd.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// Steps of an operation in their order, with the time that each took. They add up to the whole, as

@@ -106,6 +106,13 @@ impl Cgroups {
         Ok(Some(group))
     }
 
+    /// The group `name` that another supervisor made; `None` if there is none.
+    pub fn adopt(&self, name: &str) -> Option<Cgroup> {
+        let dirs: Vec<_> = self.parents().into_iter().map(|parent| parent.join(name)).collect();
+        let there = !dirs.is_empty() && dirs.iter().all(|dir| dir.is_dir());
+        there.then_some(Cgroup { dirs })
+    }
+
     /// Control files that the keeper of a fork leaves the group of the forked machine through: it
     /// was born in there, may live longer, and a group with a process in it cannot be removed.
     /// Used like [`Cgroup::join_files`].

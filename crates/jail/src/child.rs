@@ -87,7 +87,7 @@ pub(crate) struct Plan {
     /// Program of process 1, as seen from the new root.
     pub init: CString,
     /// Null-terminated.
-    pub init_argv: [*const c_char; 2],
+    pub init_argv: Vec<*const c_char>,
     /// Program of process 2, as seen from the new root.
     pub program: CString,
     /// Null-terminated.
@@ -97,15 +97,18 @@ pub(crate) struct Plan {
     /// Owns the strings that `argv` and `envp` point to.
     pub _strings: [Vec<CString>; 2],
     /// Descriptor `sources[n]` becomes descriptor `n`: first those of the program, then the link
-    /// to the supervisor, then the control files of the groups to join, then Landlock's rules. All
-    /// are above their targets.
+    /// to the supervisor, then the control files of the groups to join, then Landlock's rules, then
+    /// the lifeline. All are above their targets.
     pub sources: Vec<RawFd>,
     /// How many of them are the program's.
     pub given: usize,
     /// How many of them are groups.
     pub groups: usize,
-    /// Whether the last of them is Landlock's rules.
+    /// Whether they end with Landlock's rules, but for the lifeline.
     pub ruled: bool,
+    /// Whether the last of them is the keeper's lifeline. A keeper without one dies with the
+    /// supervisor.
+    pub lifeline: bool,
     /// Whether there is to be a `/proc`.
     pub proc: bool,
     /// The supervisor's end of the link, of which the child has a copy.
@@ -163,12 +166,15 @@ fn set_up(plan: &Plan, link: &mut RawFd) -> Outcome {
     drop_privileges(plan.drop_groups)?;
     // After the last change of ids, which would clear it. The supervisor's next word closes the
     // window in which the supervisor died before this line.
-    // SAFETY: prctl with these options takes plain integers.
-    check(Step::ParentDeath, unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong, 0, 0, 0)
-    })?;
+    if !plan.lifeline {
+        // SAFETY: prctl with these options takes plain integers.
+        check(Step::ParentDeath, unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong, 0, 0, 0)
+        })?;
+    }
     // After the last mount, which rules forbid to change.
-    if plan.ruled && !landlock::enforce(plan.sources.len() as RawFd - 1) {
+    let rules = plan.sources.len() as RawFd - 1 - RawFd::from(plan.lifeline);
+    if plan.ruled && !landlock::enforce(rules) {
         return Err((Step::Landlock, errno()));
     }
     // The C library left the reason in `errno`.
@@ -210,11 +216,16 @@ fn become_keeper(plan: &Plan, link: &mut RawFd, two: RawFd) -> Failure {
     let done = say_ready(*link, two).and_then(|()| wait_for_order(*link)).and_then(|()| {
         // SAFETY: dup3 and close_range on plain integers.
         unsafe {
-            if *link != 0 {
-                check(Step::Init, libc::dup3(*link, 0, libc::O_CLOEXEC))?;
-                *link = 0;
+            // Behind the lifeline, which is the only one to stay.
+            let place = RawFd::from(plan.lifeline);
+            if *link != place {
+                check(Step::Init, libc::dup3(*link, place, libc::O_CLOEXEC))?;
+                *link = place;
             }
-            check(Step::Init, libc::close_range(1, u32::MAX, 0))
+            if plan.lifeline {
+                check(Step::Init, libc::dup3(plan.sources.len() as RawFd - 1, 0, 0))?;
+            }
+            check(Step::Init, libc::close_range(place as u32 + 1, u32::MAX, 0))
         }
     });
     match done {

@@ -117,6 +117,32 @@ pub(crate) fn only_execute(programs: &[&Path], connects: bool) -> io::Result<Opt
     Ok(Some(ruleset))
 }
 
+/// Gives up, for this process and for ever, every way to open a file and to use TCP, as far as the
+/// kernel has Landlock. For a helper with one thread that works on descriptors alone; it can still
+/// send signals and take connections on a socket that it has.
+pub fn renounce() -> io::Result<()> {
+    // SAFETY: prctl with this option takes plain integers.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let version = version();
+    if version == 0 {
+        return Ok(());
+    }
+    let (mut everything, length) = Ruleset::everything(version);
+    everything.scopes = 0;
+    // SAFETY: the kernel reads as much of the structure as `length` says, which is not more than
+    // it has.
+    let ruleset = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, &raw const everything, length, 0u32)
+    };
+    let ruleset = RawFd::try_from(ruleset).ok().filter(|fd| *fd >= 0);
+    // SAFETY: a new descriptor, which nobody else owns.
+    let ruleset = ruleset.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let ruleset = ruleset.ok_or_else(io::Error::last_os_error)?;
+    if enforce(ruleset.as_raw_fd()) { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Puts rules in force in the calling thread and all that it starts, for ever. It must have no way
 /// to new privileges. Allocates nothing; the reason of a failure is in `errno`.
 pub(crate) fn enforce(ruleset: RawFd) -> bool {

@@ -25,7 +25,8 @@
 //! ```
 //!
 //! Whoever ends process 1 ends everything in there, and the kernel does so when the supervisor
-//! dies. [`Child::kill`] ends the program alone.
+//! dies, unless the family hangs on a lifeline, which can be handed to another supervisor.
+//! [`Child::kill`] ends the program alone.
 
 mod cgroup;
 mod child;
@@ -42,6 +43,7 @@ mod tsc;
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups};
 pub use child::Step;
 pub use ids::give_ids;
+pub use landlock::renounce;
 pub use probe::{Grade, Level, Missing, probe};
 pub use process::Child;
 pub use seccomp::Filter;

@@ -2,10 +2,11 @@
 //!
 //! `clone3` makes process 1 inside its namespaces at once; once the jail is shut, process 1 makes
 //! process 2, the program, and turns into the keeper. The invariant: nobody in there lives longer
-//! than the supervisor. `PR_SET_PDEATHSIG` ends process 1 and so the whole family, but it fires
-//! when the *thread* that made the child ends: see [`crate::spawner`].
+//! than its owner. That is the supervisor, unless there is a lifeline ([`Program::lifeline`]): then
+//! whoever holds the other end of that. `PR_SET_PDEATHSIG` ends process 1 and so the whole family,
+//! but it fires when the *thread* that made the child ends: see [`crate::spawner`].
 
-use std::ffi::{CString, OsStr, c_char};
+use std::ffi::{CStr, CString, OsStr, c_char};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -49,6 +50,10 @@ pub struct Program {
     pub filter: Arc<Filter>,
     /// Joined by the program before it starts. The keeper, which may stay longer, is not in it.
     pub cgroup: Option<Arc<Cgroup>>,
+    /// The end of a pipe to read from. The program and all its forks live until nobody holds the
+    /// other end, which can be passed on; without one, until this process ends. For a program that
+    /// has its standard descriptors.
+    pub lifeline: Option<OwnedFd>,
 }
 
 /// What a program may reach by a path, in the directory that is its root.
@@ -132,6 +137,7 @@ pub(crate) fn start(program: Program) -> Result<(Init, Child), SpawnError> {
         .chain([theirs.as_fd()])
         .chain(groups.iter().map(AsFd::as_fd))
         .chain(rules.iter().map(AsFd::as_fd))
+        .chain(program.lifeline.iter().map(AsFd::as_fd))
         .collect();
     // Sources are lifted above every target, so that placing one overwrites no other.
     let lowest = sources.len() as RawFd;
@@ -144,7 +150,11 @@ pub(crate) fn start(program: Program) -> Result<(Init, Child), SpawnError> {
     let plan = Plan {
         root: CString::new(program.root.as_os_str().as_bytes())
             .map_err(|e| SpawnError::Clone(e.into()))?,
-        init_argv: [program.init.as_ptr(), std::ptr::null()],
+        init_argv: [program.init.as_ptr()]
+            .into_iter()
+            .chain(program.lifeline.iter().map(|_| LIFELINE.as_ptr()))
+            .chain([std::ptr::null()])
+            .collect(),
         init: program.init,
         program: program.path,
         argv: pointers(&program.args),
@@ -154,6 +164,7 @@ pub(crate) fn start(program: Program) -> Result<(Init, Child), SpawnError> {
         given: program.descriptors.len(),
         groups: groups.len(),
         ruled: rules.is_some(),
+        lifeline: program.lifeline.is_some(),
         proc: program.confine == Confine::Root,
         foreign: link.as_raw_fd(),
         limits: program.rlimits.list(),
@@ -192,6 +203,9 @@ impl Program {
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
 }
+
+/// Tells the keeper that its descriptor 0 is a lifeline.
+const LIFELINE: &CStr = c"lifeline";
 
 /// Time for each part of a child's set-up, which takes a millisecond on an idle host.
 const DEADLINE_SECONDS: i64 = 20;

@@ -2,7 +2,8 @@
 //!
 //! `PR_SET_PDEATHSIG` fires when the thread that made a child ends, not the process. So one thread
 //! makes them all, and it ends with the program. What it makes are the first processes of
-//! families, which end at some time long after anybody here still has a handle of theirs.
+//! families, which end at some time long after anybody here still has a handle of theirs. Those with
+//! a lifeline may live longer than this process, and are then collected by the host's first one.
 
 use std::os::fd::OwnedFd;
 use std::sync::{OnceLock, mpsc};

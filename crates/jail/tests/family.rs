@@ -9,8 +9,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use pandastack_jail::Child;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use support::{Inmate, eventually, inmates, interview_family, is_collected, prison};
+use support::{
+    Inmate, eventually, inmates, interview_family, interview_family_on, is_collected, prison,
+};
 
 fn host_pid(inmate: &Inmate) -> Pid {
     Pid::from_raw(inmate.pid as i32).unwrap()
@@ -98,6 +101,23 @@ fn a_family_ends_with_its_first_keeper() {
     let family = generations(&root);
     kill_process(host_pid(&family[0]), Signal::KILL).unwrap();
     child.reap();
+    eventually("all are collected", || family.iter().all(|inmate| is_collected(inmate.pid)));
+}
+
+#[test]
+fn a_family_on_a_lifeline_ends_when_nobody_holds_that() {
+    let (_dir, root) = prison();
+    let (lifeline, held) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let (first, _, _hold) = interview_family_on(&root, Some(lifeline));
+    let family = generations(&root);
+    let passed_on = held.try_clone().unwrap();
+    drop(held);
+    // The keeper still does what keepers do.
+    first.kill();
+    first.reap();
+    eventually("the first is collected", || is_collected(first.pid()));
+    assert_eq!(inmates(&root).len(), 5);
+    drop(passed_on);
     eventually("all are collected", || family.iter().all(|inmate| is_collected(inmate.pid)));
 }
 

@@ -39,6 +39,12 @@ pub(crate) const RESTORED: &str = "snapshot";
 /// The contract's word for a machine that was restored from its sandbox's own files.
 pub(crate) const WOKEN: &str = "wake";
 
+/// One of the contract's words, as another server wrote it down.
+pub(crate) fn mode_named(word: &str) -> &'static str {
+    let words = ["pool", "fork", RESTORED, WOKEN];
+    words.into_iter().find(|known| *known == word).unwrap_or(RESTORED)
+}
+
 /// A machine with the directory it lives in. Dropped in this order: the process, then its files.
 pub(crate) struct Housed {
     pub(crate) machine: Arc<dyn Machine>,

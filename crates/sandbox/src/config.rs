@@ -6,6 +6,7 @@ use std::time::Duration;
 use pandastack_types::{JailLevel, SizeLimits};
 
 use crate::classes;
+use crate::custody::Outliving;
 
 /// Limits and places of one server.
 #[derive(Clone, Debug)]
@@ -63,6 +64,8 @@ pub struct Config {
     pub ended_kept: Duration,
     /// Most such sandboxes; the oldest is forgotten first.
     pub ended_max: usize,
+    /// How sandboxes outlive this server if it is killed; they end with it if this is absent.
+    pub outliving: Option<Outliving>,
 }
 
 impl Config {
@@ -94,6 +97,7 @@ impl Config {
             log_bytes: 256 << 10,
             ended_kept: Duration::from_secs(600),
             ended_max: 1000,
+            outliving: None,
         }
     }
 }

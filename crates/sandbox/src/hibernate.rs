@@ -183,6 +183,7 @@ impl Owner {
             boot.mode = WOKEN;
             boot.took = stages.total();
         }
+        core.hold(&sandbox, &housed);
         sandbox.clock.resume(Instant::now());
         sandbox.touch();
         self.show(State::Running, None);

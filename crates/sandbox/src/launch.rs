@@ -170,6 +170,7 @@ impl Owner {
         drop(permit);
         stages.mark("commit");
         lock(&sandbox.boot).took = stages.total();
+        core.hold(&sandbox, &housed);
         sandbox.history.push("sandbox.stages", stages.to_json());
         match answer.send(Ok(Created { view: sandbox.view(), stages })) {
             Ok(()) => self.run(Some(housed)).await,

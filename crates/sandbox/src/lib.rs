@@ -28,6 +28,7 @@ mod boot;
 mod classes;
 mod config;
 mod create;
+mod custody;
 mod egress;
 mod error;
 mod exec;
@@ -63,6 +64,7 @@ mod templates;
 mod volumes;
 
 pub use config::Config;
+pub use custody::Outliving;
 pub use egress::{EgressLine, EgressLog};
 pub use error::{
     Chain, CreateError, DeleteSnapshotError, ExecError, FileError, ForkError, InvalidRequest,

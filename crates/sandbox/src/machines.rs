@@ -27,6 +27,12 @@ impl MachineDir {
         Ok(Self { name, path })
     }
 
+    /// Takes over the directory of a machine that another server left.
+    pub(crate) fn existing(machines: &Path, name: String) -> Self {
+        let path = machines.join(&name);
+        Self { name, path }
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.name
     }

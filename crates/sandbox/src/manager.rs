@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::Config;
 use crate::admission::{Admission, Permit};
 use crate::classes::Classes;
+use crate::custody::{Custody, Remains};
 use crate::error::{Chain, CreateError, NotFound, StartError, VolumeError};
 use crate::fault::{self, Point};
 use crate::forking::{Forking, Prover};
@@ -64,6 +65,8 @@ pub(crate) struct Core {
     pub(crate) writing: Semaphore,
     /// Owners and their helpers; empty means that nothing is left.
     pub(crate) tasks: TaskTracker,
+    /// What holds the machines in case that this server is killed.
+    pub(crate) custody: Option<Custody>,
     admission: Arc<Admission>,
     registry: Mutex<Registry>,
     creating: Arc<AtomicUsize>,
@@ -81,9 +84,9 @@ struct Registry {
 }
 
 impl Manager {
-    /// Takes the instance directory, cleans up after a server that was killed, and starts the
-    /// background tasks. Must be called inside a tokio runtime.
-    pub fn start(
+    /// Takes the instance directory, goes on with the sandboxes that a server left running that was
+    /// killed, cleans up after it, and starts the background tasks.
+    pub async fn start(
         config: Config,
         engine: Arc<dyn Engine>,
         network: Arc<dyn Network>,
@@ -97,7 +100,13 @@ impl Manager {
         let snapshots = SnapshotShelf::of(&config.instance_dir, "snapshots")?;
         let hibernated = SnapshotShelf::of(&config.instance_dir, "hibernated")?;
         let volumes = VolumeShelf::of(&config.instance_dir)?;
-        let left = recovery::clean(&machines, &hibernated, &store, &*engine)?;
+        let (custody, held) = match config.outliving {
+            Some(outliving) => Custody::open(&config.instance_dir, outliving),
+            None => (None, Vec::new()),
+        };
+        let names: Vec<String> = held.iter().map(|held| held.name.clone()).collect();
+        let mut remains = Remains::of(held);
+        let left = recovery::clean(&machines, &hibernated, &store, &*engine, &remains)?;
         let prover = Prover::new(engine.clone(), machines.clone(), config.forking);
         let core = Arc::new(Core {
             pool: Pool::new(config.pool_size, config.pool_idle, Arc::new(prover)),
@@ -118,11 +127,27 @@ impl Manager {
             templates,
             store,
             machines,
+            custody,
             _lock: lock,
         });
         for record in left.asleep {
             core.take_over(record);
         }
+        let mut adopting = tokio::task::JoinSet::new();
+        let mut adopted = Vec::new();
+        for record in left.alive {
+            let Some(remains) = remains.remove(&record.id) else { continue };
+            adopted.push(remains.name().to_owned());
+            let core = core.clone();
+            adopting.spawn(async move { core.go_on(record, remains).await });
+        }
+        if let Some(custody) = &core.custody {
+            let over = names.iter().filter(|name| !adopted.contains(name));
+            over.for_each(|name| custody.release(name));
+        }
+        // Its ways to those that are over.
+        drop(remains);
+        while adopting.join_next().await.is_some() {}
         core.tasks.spawn(keeper::keep(core.pool.clone(), core.workshop()));
         tokio::spawn(upkeep(Arc::downgrade(&core)));
         Ok(Arc::new(Self { core }))

@@ -328,6 +328,7 @@ impl Owner {
         written.map_err(LifecycleError::Journal)?;
         fault::point(Point::LimitJournalled);
         *lock(&self.sandbox.limits) = new;
+        self.core.hold_until(&self.sandbox);
         let payload = json!({
             "ttl_seconds": new.ttl_seconds, "persistent": new.persistent,
             "idle_timeout": new.idle_timeout,
@@ -426,6 +427,8 @@ impl Owner {
         if let Some(housed) = housed {
             housed.machine.kill().await;
         }
+        // Whoever holds it need not end it any more.
+        lock(&self.sandbox.hold).take();
     }
 
     /// Orders that came while the sandbox was ending: another end has what it wants.

@@ -1,8 +1,8 @@
 //! Starting where another server stopped, in good order or not.
 //!
-//! Machines do not outlive their server (the kernel kills them when it dies), so what has no files
-//! of its own is over: it is marked as ended, machine processes that are left all the same are
-//! killed, and their directories are removed. A sandbox that has them is hibernated, and goes on.
+//! A sandbox that has files of its own is hibernated, and goes on; one whose machine is held (see
+//! `custody`) is taken over with it. All else is over: it is marked as ended, machine processes that
+//! are left are killed, and their directories are removed.
 //!
 //! ```text
 //!   record            files on the shelf    what it is now
@@ -10,9 +10,11 @@
 //!   hibernated        yes                   hibernated
 //!   running, paused   yes                   hibernated: killed before it was told, or while it woke
 //!   any other         yes                   ended; the files are removed
+//!   running, paused   no; machine is held   running, paused; ended if the machine cannot be adopted
 //!   any               no                    ended
 //! ```
 
+use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
@@ -27,6 +29,7 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 
 use crate::boot::WOKEN;
+use crate::custody::Remains;
 use crate::error::{Chain, StartError};
 use crate::fault::{self, Point};
 use crate::hibernate::place;
@@ -55,6 +58,8 @@ pub(crate) fn take_instance(instance: &Path) -> Result<File, StartError> {
 pub(crate) struct Left {
     /// Sandboxes that are hibernated, and go on.
     pub(crate) asleep: Vec<SandboxRecord>,
+    /// Sandboxes whose machines are held: nothing was done to them.
+    pub(crate) alive: Vec<SandboxRecord>,
     /// Sandboxes that have ended now, in the records as well.
     pub(crate) ended: Vec<SandboxId>,
     /// Directories of machines that were removed, with their processes and control groups.
@@ -66,12 +71,14 @@ pub(crate) struct Left {
 }
 
 /// Ends in the records what the last server left, and removes its machines. The instance
-/// directory must be taken.
+/// directory must be taken. `held` are machines that live on, which it leaves alone if they are
+/// somebody's.
 pub(crate) fn clean(
     machines: &Path,
     hibernated: &SnapshotShelf,
     store: &Store,
     engine: &dyn Engine,
+    held: &HashMap<SandboxId, Remains>,
 ) -> Result<Left, StartError> {
     let mut left = Left::default();
     for record in store.unfinished()? {
@@ -79,24 +86,28 @@ pub(crate) fn clean(
             left.asleep.push(kept);
             continue;
         }
+        let runs = matches!(record.state, State::Running | State::Paused);
+        if runs
+            && held.contains_key(&record.id)
+            && let Some(whole) = whole(store, record.id)?
+        {
+            left.alive.push(whole);
+            continue;
+        }
         tracing::info!(sandbox = %record.id, state = %record.state, "ended with its server");
         let reason = record.reason.or(Some(EndReason::ServerCrash));
-        let mut from = record.state;
-        if from != State::Stopping {
-            write(store, Transition { to: State::Stopping, ..step(&record.id, from, reason) })?;
-            fault::point(Point::RecoveryEnding);
-            from = State::Stopping;
-        }
-        write(store, Transition { to: State::Deleted, ..step(&record.id, from, reason) })?;
+        end(store, record.id, record.state, reason)?;
         left.ended.push(record.id);
     }
     fault::point(Point::RecoveryRecords);
-    left.machines = remove_machines(machines, |machine| engine.clear(machine))
+    let alive = left.alive.iter().filter_map(|record| held.get(&record.id));
+    let alive: Vec<&str> = alive.map(Remains::name).collect();
+    left.machines = remove_machines(machines, &alive, |machine| engine.clear(machine))
         .map_err(|source| StartError::Directory { path: machines.to_owned(), source })?;
     fault::point(Point::RecoveryMachines);
     let asleep = &left.asleep;
     // Only now, when nothing is left that could write to them.
-    let kept: Vec<SandboxId> = asleep.iter().map(|kept| kept.id).collect();
+    let kept: Vec<SandboxId> = asleep.iter().chain(&left.alive).map(|kept| kept.id).collect();
     left.volumes = store.detach_all_but(&kept)?;
     let of_nobody = |id: &SnapshotId| !asleep.iter().any(|kept| place(kept.id) == *id);
     for id in hibernated.ids().into_iter().filter(of_nobody) {
@@ -123,15 +134,35 @@ fn keep(
     if found.state != State::Hibernated {
         write(store, Transition { to: State::Hibernated, ..step(&found.id, found.state, None) })?;
     }
-    match store.sandbox(found.id) {
+    whole(store, found.id)
+}
+
+/// The record of a sandbox that could go on.
+fn whole(store: &Store, id: SandboxId) -> Result<Option<SandboxRecord>, StartError> {
+    match store.sandbox(id) {
         Ok(record) => Ok(record),
         // What else it was cannot be known any more.
         Err(StoreError::Damaged(what)) => {
-            tracing::error!(sandbox = %found.id, what, "the record of a hibernated sandbox is damaged");
+            tracing::error!(sandbox = %id, what, "the record of a sandbox is damaged");
             Ok(None)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Records the end of a sandbox of which nothing is left, or is about to be.
+pub(crate) fn end(
+    store: &Store,
+    id: SandboxId,
+    mut from: State,
+    reason: Option<EndReason>,
+) -> Result<(), StartError> {
+    if from != State::Stopping {
+        write(store, Transition { to: State::Stopping, ..step(&id, from, reason) })?;
+        fault::point(Point::RecoveryEnding);
+        from = State::Stopping;
+    }
+    write(store, Transition { to: State::Deleted, ..step(&id, from, reason) })
 }
 
 impl Core {
@@ -195,17 +226,21 @@ fn write(store: &Store, change: Transition) -> Result<(), StartError> {
     }
 }
 
-/// `clear` removes what the machine of this name left outside its directory. Returns how many there
-/// were.
-fn remove_machines(machines: &Path, clear: impl Fn(&str)) -> io::Result<usize> {
+/// `clear` removes what the machine of this name left outside its directory. Those that are `alive`
+/// stay. Returns how many others there were.
+fn remove_machines(machines: &Path, alive: &[&str], clear: impl Fn(&str)) -> io::Result<usize> {
     match std::fs::read_dir(machines) {
         Ok(entries) => {
             let mut removed = 0;
             for entry in entries {
                 let entry = entry?;
-                let path = entry.path();
+                let (path, name) = (entry.path(), entry.file_name());
+                let name = name.to_string_lossy();
+                if alive.contains(&&*name) {
+                    continue;
+                }
                 kill_leftover(&path);
-                clear(&entry.file_name().to_string_lossy());
+                clear(&name);
                 std::fs::remove_dir_all(&path)?;
                 removed += 1;
             }
@@ -283,7 +318,7 @@ mod tests {
             std::fs::write(dir.join("pid"), format!("{}\n", child.id())).unwrap();
             processes.push((ours, child));
         }
-        assert_eq!(remove_machines(&machines, |_| {}).unwrap(), 2);
+        assert_eq!(remove_machines(&machines, &[], |_| {}).unwrap(), 2);
         assert_eq!(std::fs::read_dir(&machines).unwrap().count(), 0);
         for (ours, mut child) in processes {
             let until = Instant::now() + Duration::from_secs(5);

@@ -10,6 +10,7 @@ use pandastack_engine::Engine;
 use pandastack_store::Store;
 use pandastack_types::{SandboxId, SnapshotId, VolumeName};
 
+use crate::custody::Remains;
 use crate::error::StartError;
 use crate::recovery::{self, Left};
 use crate::snapshot::SnapshotShelf;
@@ -24,6 +25,9 @@ pub struct Repairs {
     pub machines_removed: usize,
     /// Files of sandboxes that had ended, which were removed.
     pub files_removed: usize,
+    /// Sandboxes that run on without a server, until the next one takes them over or their time is
+    /// over. They were left alone.
+    pub running: Vec<SandboxId>,
     /// Sandboxes that are hibernated and can be woken.
     pub hibernated: Vec<SandboxId>,
     /// Snapshots that can be used.
@@ -47,8 +51,12 @@ pub fn repair(instance: &Path, store: &Store, engine: &dyn Engine) -> Result<Rep
     let machines = instance.join("machines");
     let hibernated = SnapshotShelf::of(instance, "hibernated")?;
     let snapshots = SnapshotShelf::of(instance, "snapshots")?;
-    let Left { asleep, ended, machines: machines_removed, files: files_removed, volumes } =
-        recovery::clean(&machines, &hibernated, store, engine)?;
+    let held = pandastack_holder::look(instance);
+    let held =
+        held.map_err(|source| StartError::Directory { path: instance.to_owned(), source })?;
+    let left = recovery::clean(&machines, &hibernated, store, engine, &Remains::of(held))?;
+    let Left { asleep, alive, ended, machines: machines_removed, .. } = left;
+    let (files_removed, volumes) = (left.files, left.volumes);
     let (whole, damaged): (Vec<_>, Vec<_>) =
         snapshots.ids().into_iter().partition(|id| snapshots.get(*id).is_ok());
     let shelf = VolumeShelf::of(instance)?;
@@ -58,6 +66,7 @@ pub fn repair(instance: &Path, store: &Store, engine: &dyn Engine) -> Result<Rep
         ended,
         machines_removed,
         files_removed,
+        running: alive.into_iter().map(|record| record.id).collect(),
         hibernated: asleep.into_iter().map(|record| record.id).collect(),
         snapshots: whole.len(),
         volumes: usable.len(),

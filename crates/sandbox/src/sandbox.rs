@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use pandastack_engine::agent::{AgentClient, Identity};
 use pandastack_engine::{Bake, Machine};
+use pandastack_holder::Hold;
 use pandastack_policy::Policy;
 use pandastack_types::{
     EndReason, Isolation, JailLevel, Lifecycle, Metrics, SandboxId, SandboxView, Size, SnapshotId,
@@ -84,6 +85,8 @@ pub struct Sandbox {
     pub(crate) limits: Mutex<Limits>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) live: Mutex<Option<Live>>,
+    /// What its machine is held by, in case that this server is killed.
+    pub(crate) hold: Mutex<Option<Hold>>,
     pub(crate) boot: Mutex<Boot>,
     pub(crate) clock: RunClock,
     /// Whether its machine is being made files.
@@ -121,6 +124,7 @@ impl Sandbox {
             limits: Mutex::new(limits),
             status: watch::Sender::new(Status { state: State::Creating, reason: None }),
             live: Mutex::new(None),
+            hold: Mutex::new(None),
             boot: Mutex::new(Boot { mode: boot_mode, took: Duration::ZERO }),
             clock: RunClock::new(now),
             leaving: AtomicBool::new(false),

@@ -135,14 +135,14 @@ async fn a_killed_server_leaves_nothing_to_the_next() {
         let network = FakeNetwork::of(&engine);
         Manager::start(config.clone(), engine, network, templates, store)
     };
-    let manager = start().unwrap();
+    let manager = start().await.unwrap();
     assert!(manager.get(id).is_err());
     let store = Store::open(&records).unwrap();
     let record = store.sandbox(id).unwrap().unwrap();
     assert_eq!((record.state, record.reason), (State::Deleted, Some(EndReason::ServerCrash)));
     assert_eq!(std::fs::read_dir(config.instance_dir.join("machines")).unwrap().count(), 0);
-    assert!(matches!(start().map(|_| ()), Err(StartError::InUse(_))));
+    assert!(matches!(start().await.map(|_| ()), Err(StartError::InUse(_))));
     manager.shutdown().await;
     drop(manager);
-    assert!(start().is_ok());
+    assert!(start().await.is_ok());
 }

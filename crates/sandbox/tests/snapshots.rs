@@ -303,7 +303,7 @@ async fn snapshots_survive_a_crash_and_half_of_one_does_not() {
     let engine = FakeEngine::new();
     let network = FakeNetwork::of(&engine);
     let start = Manager::start(config, engine, network, Arc::new(FakeTemplates::default()), store);
-    let manager = start.unwrap();
+    let manager = start.await.unwrap();
     assert!(!staging.exists());
     assert_eq!(manager.snapshots(None).await, std::slice::from_ref(&whole));
     let mut request = base();

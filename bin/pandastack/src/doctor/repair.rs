@@ -17,6 +17,7 @@ pub struct Repaired {
     ended: Vec<SandboxId>,
     machines_removed: usize,
     files_removed: usize,
+    running: Vec<SandboxId>,
     hibernated: Vec<SandboxId>,
     snapshots: usize,
     damaged_snapshots: Vec<SnapshotId>,
@@ -43,12 +44,13 @@ pub async fn run(data_dir: &Path, machines: MachineArgs) -> anyhow::Result<Repai
 
 impl From<Repairs> for Repaired {
     fn from(repairs: Repairs) -> Self {
-        let Repairs { ended, machines_removed, files_removed, hibernated, .. } = repairs;
+        let Repairs { ended, machines_removed, files_removed, running, hibernated, .. } = repairs;
         let Repairs { snapshots, damaged, volumes, volumes_freed, damaged_volumes, .. } = repairs;
         Self {
             ended,
             machines_removed,
             files_removed,
+            running,
             hibernated,
             snapshots,
             damaged_snapshots: damaged,
@@ -77,7 +79,8 @@ pub fn print(repaired: &Repaired) -> anyhow::Result<()> {
         output::line(&format!("detached {freed} volumes from sandboxes that have ended"))?;
     }
     output::line(&format!(
-        "kept     {} hibernated sandboxes, {} snapshots, {} volumes",
+        "kept     {} running and {} hibernated sandboxes, {} snapshots, {} volumes",
+        repaired.running.len(),
         repaired.hibernated.len(),
         repaired.snapshots,
         repaired.volumes

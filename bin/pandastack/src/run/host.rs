@@ -80,6 +80,7 @@ impl Host {
             default_ttl_seconds: None,
             idle_timeout_seconds: None,
             ready_timeout: None,
+            orphan_grace: None,
             network: args.network.clone(),
             rate_limits: RateLimits::default(),
             previews: Previews::default(),

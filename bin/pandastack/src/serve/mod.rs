@@ -81,6 +81,10 @@ pub struct Args {
         value_parser = clap::value_parser!(u64).range(1..=3600)
     )]
     ready_timeout: Option<u64>,
+    /// Seconds that a sandbox without a time to live outlives this server if it is killed, waiting
+    /// for the next one; those with one live until then. 0 ends all with the server
+    #[arg(long, value_name = "SECONDS", env = "PANDASTACK_ORPHAN_GRACE", default_value_t = 600)]
+    orphan_grace: u64,
     #[command(flatten)]
     rates: RateArgs,
     #[command(flatten)]
@@ -196,6 +200,7 @@ pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
         default_ttl_seconds: args.default_ttl,
         idle_timeout_seconds: args.idle_timeout,
         ready_timeout: args.ready_timeout.map(Duration::from_secs),
+        orphan_grace: Some(args.orphan_grace).filter(|grace| *grace > 0).map(Duration::from_secs),
         network: args.network.clone(),
         rate_limits: args.rates.limits(),
         previews: Previews::of(&args.previews, &data_dir.join("preview-secret"))?,

@@ -103,11 +103,25 @@ impl Disk {
 
     /// The disk that is in `place`, top layer and all, of which this is the only user.
     pub fn open(place: &Place, bytes: u64) -> Result<(Self, File), EngineError> {
+        Ok((Self::below(place, bytes)?, files::open_rw(&place.top())?))
+    }
+
+    /// The disk in `place` of a machine that runs, if nobody was about to change it. The top layer
+    /// is open for reading.
+    pub fn in_use(place: &Place, bytes: u64) -> Result<(Self, File), EngineError> {
+        if place.spare().exists() {
+            return Err(EngineError::NotAdopted("its disk is being changed".into()));
+        }
+        let disk = Self::below(place, bytes)?;
+        let top = disk.open_top()?;
+        Ok((disk, top))
+    }
+
+    fn below(place: &Place, bytes: u64) -> Result<Self, EngineError> {
         let base = files::open(&place.base())?;
         let frozen = layers_in(place).into_iter().map(|layer| files::open(&layer));
         let frozen = frozen.collect::<Result<_, _>>()?;
-        let top = files::open_rw(&place.top())?;
-        Ok((Self { place: place.clone(), bytes, base, frozen }, top))
+        Ok(Self { place: place.clone(), bytes, base, frozen })
     }
 
     /// The same layers for a copy of the machine, whose `place` has a top layer made by

@@ -87,6 +87,7 @@ pub(super) async fn launch(host: &Host, name: &str, size: Size) -> Result<Idle, 
         confine: Confine::Programs,
         filter: host.filter.clone(),
         cgroup: group.clone(),
+        lifeline: None,
     };
     let child = process::spawn(program).await?;
     // From here on dropping it kills the process.

@@ -99,6 +99,11 @@ impl Life {
         life
     }
 
+    /// The process itself.
+    pub fn child(&self) -> &Child {
+        &self.child
+    }
+
     /// The process's id on the host.
     pub fn pid(&self) -> u32 {
         self.child.pid()

@@ -67,7 +67,7 @@ pub(super) async fn bake(job: &Job<'_>, out: &Path) -> Result<(), EngineError> {
     };
     let name = format!("bake-{}", std::process::id());
     let how = Start::Boot { tsc_khz: job.tsc_khz };
-    let mut emulator = process::start(job.host, &name, job.size, how, files).await?;
+    let mut emulator = process::start(job.host, &name, job.size, how, files, None).await?;
     let baked = boot_and_save(job, &mut emulator, &out.join(STATE), begin).await;
     emulator.process.end().await;
     drop(emulator);

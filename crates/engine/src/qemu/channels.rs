@@ -21,6 +21,25 @@ pub(super) struct Ours {
     pub net: OwnedFd,
 }
 
+impl Ours {
+    /// Copies of those that can be handed to another server, in the order of [`Ours::from_copies`].
+    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+        Ok(vec![
+            self.complaints.try_clone()?,
+            self.qmp.as_fd().try_clone_to_owned()?,
+            self.agent.as_fd().try_clone_to_owned()?,
+            self.control.try_clone()?,
+            self.net.try_clone()?,
+        ])
+    }
+
+    /// What another server had.
+    pub fn from_copies(copies: [OwnedFd; 5]) -> Self {
+        let [complaints, qmp, agent, control, net] = copies;
+        Self { complaints, qmp: qmp.into(), agent: agent.into(), control, net }
+    }
+}
+
 /// The machine's ends.
 pub(super) struct Theirs {
     /// Its standard error.

@@ -7,9 +7,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pandastack_fork::FileId;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::channels::identity;
@@ -19,6 +20,17 @@ use crate::EngineError;
 use crate::VolumeSource;
 use crate::disk::volume::lock;
 use crate::disk::{self, Disk, Place};
+
+/// What does not change of a disk while its machine runs.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Noted {
+    slot: Option<usize>,
+    /// The directory of the volume that is written to.
+    volume: Option<PathBuf>,
+    bytes: u64,
+    /// Frozen layers when its QEMU had added none.
+    born_with: usize,
+}
 
 /// A disk of one machine: the one that every machine has, or a volume.
 pub(super) struct QemuDisk {
@@ -106,6 +118,31 @@ impl QemuDisk {
     /// QEMU's name for the writable layer after so many were added.
     fn node(&self, added: usize) -> String {
         if added == 0 { self.name() } else { format!("{}-{added}", self.name()) }
+    }
+
+    /// What the next server is told of it.
+    pub fn noted(&self) -> Noted {
+        Noted {
+            slot: self.slot,
+            volume: self.lasts.then(|| self.layers.place().dir().to_owned()),
+            bytes: self.layers.bytes(),
+            born_with: self.layers.frozen().len() - self.added,
+        }
+    }
+
+    /// The disk of a machine in `dir` that runs, as another server has noted it.
+    pub fn in_use(dir: &Path, noted: Noted) -> Result<Self, EngineError> {
+        let Noted { slot, volume, bytes, born_with } = noted;
+        let place = match (slot, &volume) {
+            (_, Some(volume)) => Place::root(volume),
+            (Some(slot), None) => Place::slot(dir, slot),
+            (None, None) => Place::root(dir),
+        };
+        let (layers, top) = Disk::in_use(&place, bytes)?;
+        let added = layers.frozen().len().checked_sub(born_with);
+        let missing = || EngineError::NotAdopted("layers of its disk are missing".into());
+        let (added, top, lasts) = (added.ok_or_else(missing)?, id(&top)?, volume.is_some());
+        Ok(Self { slot, lasts, layers, top, spare: None, added, fresh: 0 })
     }
 
     /// Makes ready for [`QemuDisk::freeze`] what can be made ready while the guest runs.

@@ -36,6 +36,9 @@ use crate::error::file_error;
 use crate::files::{self, DIFF, MEMORY, STATE};
 use crate::{Bake, EngineError, sparse};
 
+/// The mark's name.
+pub(super) const COPYING: &str = "copying";
+
 /// What the machines of one bake have in common.
 pub(super) struct Family {
     pub host: Arc<Host>,
@@ -44,6 +47,8 @@ pub(super) struct Family {
     pub common: Vec<FileId>,
     /// What their memory was when they were made. Stays loaded for as long as one of them is there.
     pub memory: Arc<OwnedFd>,
+    /// What the family lives on: it ends when nobody holds this any more.
+    pub lifeline: OwnedFd,
 }
 
 /// What a machine that is to be copied consists of, besides its process.
@@ -67,6 +72,7 @@ impl Body {
         qmp: &Qmp,
         cradle: Cradle,
     ) -> Result<(Copy, Duration), EngineError> {
+        let copying = Copying::begin(&self.dir)?;
         for disk in &mut self.disks {
             disk.prepare(qmp).await?;
         }
@@ -82,7 +88,10 @@ impl Body {
             qmp.execute("cont", Value::Null).await?;
         }
         let pause = begin.elapsed();
-        Ok((copied?.born().await?, pause))
+        let copied = copied?;
+        // After a copy that failed nobody knows what the process has open.
+        copying.end();
+        Ok((copied.born().await?, pause))
     }
 
     async fn freeze(&mut self, qmp: &Qmp) -> Result<(), EngineError> {
@@ -139,6 +148,23 @@ impl Body {
         let (dir, identities) = (cradle.dir, cradle.identities);
         let body = Body { control, identities, disks, dir, running: false };
         Ok(Copy { emulator, body })
+    }
+}
+
+/// A mark in a machine's directory while it is copied: a server that takes over the machine of one
+/// that died meanwhile would not know how far it came.
+struct Copying(PathBuf);
+
+impl Copying {
+    fn begin(dir: &Path) -> Result<Self, EngineError> {
+        let mark = dir.join(COPYING);
+        File::create(&mark).map_err(|e| file_error("create", &mark, e))?;
+        Ok(Self(mark))
+    }
+
+    fn end(self) {
+        // One that stays costs the machine no more than being taken over.
+        let _ = std::fs::remove_file(self.0);
     }
 }
 

@@ -11,12 +11,13 @@ use async_trait::async_trait;
 use serde_json::json;
 use tokio::sync::Mutex;
 
+use super::adopt;
 use super::controls::Controls;
 use super::fork::{Copy, Family};
 use super::qmp::{Events, Qmp};
 use crate::agent::AgentClient;
 use crate::process::Life;
-use crate::{EngineError, Exit, Forked, Machine, Stages, Usage, VolumeSource};
+use crate::{EngineError, Exit, Forked, Kept, Machine, Stages, Usage, VolumeSource};
 
 /// A machine of the qemu engine.
 pub(super) struct QemuMachine {
@@ -24,6 +25,9 @@ pub(super) struct QemuMachine {
     life: Life,
     /// The gateway's end of the network device.
     net: OwnedFd,
+    /// Copies of the channels, for another server.
+    copies: Vec<OwnedFd>,
+    note: String,
 }
 
 impl QemuMachine {
@@ -35,6 +39,7 @@ impl QemuMachine {
         original: Option<&AgentClient>,
     ) -> Result<Self, EngineError> {
         let Copy { emulator, body } = copy;
+        let note = adopt::note(&family, &body);
         let missing = || EngineError::Ended("its channels were taken twice".into());
         let stream = emulator.agent.ok_or_else(missing)?;
         let agent = match original {
@@ -44,9 +49,9 @@ impl QemuMachine {
         let events = emulator.events.ok_or_else(missing)?;
         let qmp = emulator.qmp;
         let life = Life::watch(emulator.process, guest_end(qmp.clone(), events));
-        let net = emulator.net;
+        let (net, copies) = (emulator.net, emulator.copies);
         let controls = Controls { family, qmp, agent, body: Mutex::new(body) };
-        Ok(Self { controls: Arc::new(controls), life, net })
+        Ok(Self { controls: Arc::new(controls), life, net, copies, note })
     }
 }
 
@@ -100,6 +105,14 @@ impl Machine for QemuMachine {
 
     fn usage(&self) -> Option<Usage> {
         self.life.usage()
+    }
+
+    fn kept(&self) -> io::Result<Option<Kept>> {
+        let family = &self.controls.family;
+        let pidfd = self.life.child().pidfd();
+        let all = [pidfd, &family.lifeline, &family.memory].into_iter().chain(&self.copies);
+        let descriptors = all.map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
+        Ok(Some(Kept { note: self.note.clone(), descriptors }))
     }
 }
 

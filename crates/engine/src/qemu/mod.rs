@@ -10,6 +10,7 @@
 //! QEMU's authors give no security promise for emulation. The jail is the wall: see
 //! `pandastack_jail`, and the module `runtime` for the only files such a process can see.
 
+mod adopt;
 mod bake;
 mod channels;
 mod command;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pandastack_jail::{Cgroups, Filter};
 use pandastack_types::{Isolation, Size};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use self::command::Start;
 use self::disk::QemuDisk;
@@ -44,7 +46,7 @@ use crate::error::file_error;
 use crate::files::{self as names, DIFF, MEMORY, STATE};
 use crate::process::OLD_GROUP;
 use crate::proof::Proof;
-use crate::{Bake, BakeLog, Engine, EngineError, GuestImage, Machine, tsc};
+use crate::{Bake, BakeLog, Engine, EngineError, GuestImage, Kept, Machine, tsc};
 
 pub use self::host::installed;
 
@@ -139,6 +141,10 @@ impl Engine for QemuEngine {
         bake::bake(&job, out).await
     }
 
+    async fn adopt(&self, dir: &Path, kept: Kept) -> Result<Box<dyn Machine>, EngineError> {
+        Ok(Box::new(adopt::adopt(&self.host, dir, kept).await?))
+    }
+
     fn clear(&self, machine: &str) {
         self.host.cgroups.remove(machine);
     }
@@ -160,17 +166,21 @@ impl Engine for QemuEngine {
         let (base, layers) = disk.descriptors().map_err(EngineError::Spawn)?;
         let memory = self.memory(bake).await?;
         let root = names::open(&bake.image.root)?;
+        let (hangs_on, lifeline) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|e| EngineError::Spawn(e.into()))?;
         let family = Arc::new(Family {
             host: self.host.clone(),
             bake: bake.clone(),
             common: fork::identities([memory.as_fd(), root.as_fd()])?,
             memory: memory.clone(),
+            lifeline,
         });
         let start = Start::Restore { layers: layers.len() };
         let rest = [base.into(), names::open(&bake.dir.join(STATE))?];
         let files = Files { memory, root, disk: top, rest, layers };
         let name = names::name_of(dir);
-        let mut emulator = process::start(&self.host, &name, bake.size, start, files).await?;
+        let started = process::start(&self.host, &name, bake.size, start, files, Some(hangs_on));
+        let mut emulator = started.await?;
         let restored = async {
             names::note_pid(dir, emulator.process.pid())?;
             bake::load_state(&mut emulator).await

@@ -41,6 +41,8 @@ pub(super) struct Emulator {
     pub control: Option<Control>,
     /// The gateway's end of its network device.
     pub net: OwnedFd,
+    /// Copies of all of these, for another server.
+    pub copies: Vec<OwnedFd>,
     /// Its own ends of the channels.
     pub identities: Identities,
 }
@@ -53,6 +55,11 @@ pub(super) struct Host {
 }
 
 impl Host {
+    /// The control group of a machine that another server left.
+    pub fn left_group(&self, name: &str) -> Option<Arc<Cgroup>> {
+        self.cgroups.adopt(name).map(Arc::new)
+    }
+
     /// The control group of a new machine.
     pub fn group(&self, name: &str, size: Size) -> Result<Option<Arc<Cgroup>>, EngineError> {
         let group = self.cgroups.create(name, limits(size)).map_err(EngineError::Spawn)?;
@@ -67,6 +74,7 @@ pub(super) async fn start(
     size: Size,
     how: Start,
     files: Files,
+    lifeline: Option<OwnedFd>,
 ) -> Result<Emulator, EngineError> {
     let (ours, theirs) = channels::open().map_err(EngineError::Spawn)?;
     let identities = theirs.identities().map_err(EngineError::Spawn)?;
@@ -93,6 +101,7 @@ pub(super) async fn start(
         confine: Confine::Root,
         filter: host.filter.clone(),
         cgroup: cgroup.clone(),
+        lifeline,
     };
     let child = process::spawn(program).await?;
 
@@ -120,11 +129,13 @@ struct Rest {
     agent: UnixStream,
     control: Control,
     net: OwnedFd,
+    copies: Vec<OwnedFd>,
 }
 
 impl Channels {
     pub fn new(ours: Ours) -> Result<Self, EngineError> {
         let rest = Rest {
+            copies: ours.copies().map_err(EngineError::Spawn)?,
             complaints: Complaints::collect(ours.complaints)?,
             agent: into_tokio(ours.agent)?,
             control: Control::new(ours.control).map_err(EngineError::Spawn)?,
@@ -147,6 +158,19 @@ impl Emulator {
         Self::new(process, Qmp::adopt(qmp), rest, identities)
     }
 
+    /// That of a machine that another server left, which may be in the middle of an answer.
+    pub async fn adopted(
+        child: Child,
+        channels: Channels,
+        identities: Identities,
+        group: Option<Arc<Cgroup>>,
+    ) -> Result<Self, EngineError> {
+        let Channels { qmp, rest } = channels;
+        let process = Process::new(Arc::new(child), rest.complaints.clone(), group);
+        let monitor = Qmp::resume(qmp).await?;
+        Ok(Self::new(process, monitor, rest, identities))
+    }
+
     fn new(
         process: Process,
         (qmp, events): (Qmp, Events),
@@ -160,6 +184,7 @@ impl Emulator {
             agent: Some(rest.agent),
             control: Some(rest.control),
             net: rest.net,
+            copies: rest.copies,
             identities,
         }
     }

@@ -17,6 +17,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc};
 
 use crate::EngineError;
+use crate::agent::AgentError;
 
 /// Longest line accepted. `ringbuf-read` of the console is the largest answer that we ask for.
 const MAX_LINE: u64 = 1 << 20;
@@ -64,11 +65,44 @@ impl Qmp {
     /// Takes over the session of a forked machine: its QEMU greeted and negotiated before it was
     /// copied.
     pub fn adopt(stream: UnixStream) -> (Self, Events) {
+        Self::over(stream, false)
+    }
+
+    /// `amid` says that the first line may be the rest of one.
+    fn over(stream: UnixStream, amid: bool) -> (Self, Events) {
         let (reader, writer) = stream.into_split();
         let (answer_tx, answers) = mpsc::channel(1);
         let (event_tx, events) = mpsc::channel(64);
-        tokio::spawn(read(BufReader::new(reader), answer_tx, event_tx));
+        tokio::spawn(read(BufReader::new(reader), answer_tx, event_tx, amid));
         (Self { session: Arc::new(Mutex::new(Session { writer, answers })) }, events)
+    }
+
+    /// Takes over the session of another server, which may have ended between a command and its
+    /// answer, or in the middle of that: everything that was meant for it is skipped. A command is
+    /// one write that fits into the socket, so there is none in halves.
+    pub async fn resume(stream: UnixStream) -> Result<(Self, Events), EngineError> {
+        let mut mark = [0; 16];
+        getrandom::fill(&mut mark).map_err(|_| AgentError::Entropy)?;
+        let mark = format!("{:032x}", u128::from_ne_bytes(mark));
+        let (qmp, events) = Self::over(stream, true);
+        let mut session = qmp.session.lock().await;
+        let request = json!({ "execute": "query-status", "id": mark });
+        let line = format!("{request}\n");
+        let exchange = async {
+            session.writer.write_all(line.as_bytes()).await.ok()?;
+            loop {
+                let answer = session.answers.recv().await?;
+                if answer.get("id").and_then(Value::as_str) == Some(&mark) {
+                    return Some(());
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, exchange)
+            .await
+            .map_err(|_| EngineError::Deadline("QEMU's monitor, to find its feet"))?
+            .ok_or_else(ended)?;
+        drop(session);
+        Ok((qmp, events))
     }
 
     /// Runs one command and returns its answer.
@@ -154,15 +188,22 @@ async fn read(
     mut reader: BufReader<OwnedReadHalf>,
     answers: mpsc::Sender<Value>,
     events: mpsc::Sender<Event>,
+    amid: bool,
 ) {
     let mut line = Vec::new();
+    let mut first = amid;
     loop {
         line.clear();
         match (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).await {
             Ok(n) if n > 0 && line.ends_with(b"\n") => {}
             _ => return,
         }
-        let Ok(value) = serde_json::from_slice::<Value>(&line) else { return };
+        let value = match serde_json::from_slice::<Value>(&line) {
+            Ok(value) if value.is_object() => value,
+            _ if std::mem::take(&mut first) => continue,
+            _ => return,
+        };
+        first = false;
         match value.get("event").and_then(Value::as_str) {
             // A guest can cause events by the thousand, but only a few of those that matter.
             Some(name) if WANTED.contains(&name) => {
@@ -205,6 +246,28 @@ mod tests {
         let error = qmp.execute("cont", Value::Null).await.unwrap_err();
         assert_eq!(error.to_string(), "the machine's monitor failed: cont: no");
         assert_eq!(events.recv().await.unwrap().name, "STOP");
+    }
+
+    #[tokio::test]
+    async fn a_session_is_taken_over_wherever_it_stands() {
+        for left in ["", "{\"return\":{}}\n", "turn\":{}}\n{\"return\":{\"a\":1}}\n"] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            tokio::spawn(async move {
+                let mut theirs = BufReader::new(theirs);
+                theirs.write_all(left.as_bytes()).await.unwrap();
+                let mut line = String::new();
+                while theirs.read_line(&mut line).await.unwrap() > 0 {
+                    if let Ok(request) = serde_json::from_str::<Value>(&line) {
+                        let answer = json!({ "return": request["execute"], "id": request["id"] });
+                        theirs.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+                    }
+                    line.clear();
+                }
+            });
+            let (qmp, _events) = Qmp::resume(ours).await.unwrap();
+            let answer = qmp.execute("cont", Value::Null).await.unwrap();
+            assert_eq!(answer, json!("cont"), "{left:?}");
+        }
     }
 
     #[tokio::test]

@@ -114,6 +114,7 @@ impl Launcher {
             confine: Confine::HostNetwork,
             filter: self.filter.clone(),
             cgroup: group.clone(),
+            lifeline: None,
         };
         let child = tokio::task::spawn_blocking(move || pandastack_jail::spawn(program));
         let child = child.await.map_err(io::Error::other)?.map_err(io::Error::other)?;

@@ -78,6 +78,7 @@ pub fn program(root: &Path, path: &str, descriptors: Vec<Arc<OwnedFd>>) -> Progr
         confine: Confine::Root,
         filter: Arc::new(Filter::machine()),
         cgroup: None,
+        lifeline: None,
     }
 }
 
@@ -115,9 +116,14 @@ pub fn interview_all(
 
 /// Starts a prisoner that has a child and a grandchild.
 pub fn interview_family(root: &Path) -> (Child, Said, OwnedFd) {
+    interview_family_on(root, None)
+}
+
+/// The same on a lifeline.
+pub fn interview_family_on(root: &Path, lifeline: Option<OwnedFd>) -> (Child, Said, OwnedFd) {
     let (keeper, child) = (KEEPER_FLAGS.to_string(), CHILD_FLAGS.to_string());
     let args = ["prisoner", "2", &keeper, &child].map(string).to_vec();
-    interview_all(3, |fds| Program { args, ..program(root, "/prisoner", fds) })
+    interview_all(3, |fds| Program { args, lifeline, ..program(root, "/prisoner", fds) })
 }
 
 /// A process in a prison.

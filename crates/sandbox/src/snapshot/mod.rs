@@ -184,8 +184,13 @@ impl Core {
 
     /// A bake of the template that a snapshot is of, in the snapshot's size if there is one.
     pub(crate) fn ancestor(&self, view: &SnapshotView, size: Size) -> Option<Arc<Bake>> {
+        self.ancestor_of(&view.template, size)
+    }
+
+    /// A bake of a template, in a size if there is one.
+    pub(crate) fn ancestor_of(&self, template: &TemplateName, size: Size) -> Option<Arc<Bake>> {
         let templates = &self.templates;
-        let template = templates.find(&view.template)?;
+        let template = templates.find(template)?;
         let baked = |size| templates.baked(&template.name, size);
         baked(size).or_else(|| baked(template.size))
     }

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -489,13 +490,18 @@ impl World {
         store: Store,
     ) -> Self {
         let templates = Arc::new(FakeTemplates::default());
-        let manager = Manager::start(
+        let start = Manager::start(
             config,
             engine.clone(),
             network.clone(),
             templates.clone(),
             store.clone(),
         );
+        // There are no machines to be taken over, and all else of a start waits for nothing.
+        let mut now = std::task::Context::from_waker(std::task::Waker::noop());
+        let Poll::Ready(manager) = std::pin::pin!(start).poll(&mut now) else {
+            panic!("a start that waits");
+        };
         Self { dir, engine, network, templates, manager: manager.unwrap(), store }
     }
 
