@@ -108,6 +108,11 @@ pub enum Request {
     Quiesce,
     /// [`Reply::Done`], then the machine goes off.
     PowerOff,
+    /// What became of commands whose connection ended under them: [`Reply::Detached`].
+    Detached {
+        /// The last end that the host has seen: it is forgotten, with those before it.
+        seen: u64,
+    },
 }
 
 /// Who a guest is from now on. Everything that two copies of a snapshot must not share.
@@ -176,6 +181,17 @@ pub enum Reply {
     Ports(Vec<u16>),
     /// Measurements.
     Stats(Stats),
+    /// Commands of earlier connections.
+    Detached(Detached),
+}
+
+/// Commands whose connection ended under them, since the guest has its identity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// How many still run.
+    pub running: u32,
+    /// Those that have ended, oldest first, each with its number; the last 64.
+    pub ended: Vec<(u64, ExecStatus)>,
 }
 
 /// How a command ended.

@@ -140,6 +140,11 @@ impl Exec {
         self.code.is_none().then_some(self.pid)
     }
 
+    /// How its main process ended, if it has.
+    pub fn status(&self) -> Option<ExecStatus> {
+        self.code.map(|code| ExecStatus { code, timed_out: self.timed_out })
+    }
+
     /// Takes the processes that are left.
     pub fn into_tree(self) -> Tree {
         self.tree
