@@ -218,3 +218,35 @@ fn what_is_deleted_or_ends_by_itself_is_not_held() -> Result<()> {
     drop((server, keep));
     Ok(())
 }
+
+#[test]
+fn how_a_command_ends_that_was_cut_off_is_told() -> Result<()> {
+    if unsupported() {
+        return skip(WHY);
+    }
+    let server = outlived(600, false)?;
+    let client = server.client();
+    let sandbox = client.base()?;
+    let body = json!({ "cmd": "touch /dev/shm/begun; sleep 3; exit 7", "timeout_seconds": 300 });
+    let body = body.to_string();
+    let exec = ("application/json", body.as_bytes());
+    let open = client.open("POST", &sandbox.path("/exec/stream"), Some(exec))?;
+    let begun = || sandbox.output("ls /dev/shm/begun 2>&1; true").is_ok_and(|o| !o.contains("No"));
+    ensure!(wait_until(Duration::from_secs(20), begun), "it did not begin");
+    let (data, keep) = server.kill()?;
+    drop(open);
+    let server = next(&data, false)?;
+    let sandbox = sandbox.under(&server.client());
+    let ended = || {
+        let story = server.client().get(&sandbox.path("/events?follow=false"));
+        story.is_ok_and(|story| {
+            let text = story.text();
+            ["\"exit_code\":7", "\"interrupted\":true", "sleep 3; exit 7"]
+                .iter()
+                .all(|part| text.contains(part))
+        })
+    };
+    assert!(wait_until(Duration::from_secs(20), ended), "{}", server.log());
+    drop((server, keep));
+    Ok(())
+}

@@ -196,7 +196,7 @@ impl Server {
     /// The host is another one, or will be: nothing of the old connection may reach it. The decoder
     /// needs no hint, since what comes next is the mark.
     fn start_over(&mut self) {
-        self.session.restart();
+        self.session.restart(&mut self.guest);
         self.out.clear();
         self.greeted = false;
     }

@@ -3,13 +3,13 @@
 //! The host is believed here: a frame that makes no sense is ignored or fails its own stream, and
 //! never more than that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Instant;
 
 use pandastack_proto::{
-    Channel, Encoder, ErrorCode, Failure, Frame, Kind, MAX_STREAMS, Outcome, Reply, Request,
-    Sealed, parse,
+    Channel, Detached, Encoder, Ended, ErrorCode, Failure, Frame, Kind, MAX_STREAMS, Outcome,
+    Reply, Request, Sealed, parse,
 };
 use rustix::process::{Pid, WaitStatus};
 
@@ -23,6 +23,9 @@ use crate::{survey, volumes};
 
 /// Longest text of a failure, so that it still fits in a frame with a long path in it.
 const MAX_MESSAGE: usize = 1024;
+
+/// Most ends of commands that wait for a host to ask.
+const MAX_ENDS: usize = 64;
 
 /// What is being done for a stream.
 enum Job {
@@ -58,14 +61,18 @@ pub struct Session {
     streams: BTreeMap<u32, Stream>,
     /// Commands of earlier connections.
     detached: Vec<Exec>,
+    /// How they ended, until a host has seen it.
+    ends: VecDeque<Ended>,
+    /// How many of them have ended.
+    ended: u64,
     highest: u32,
     power_off: bool,
 }
 
 impl Session {
     /// Another connection has begun: its numbers start anew. Half files disappear; commands go on
-    /// without anybody who listens.
-    pub fn restart(&mut self) {
+    /// without anybody who listens, and how they end can be asked.
+    pub fn restart(&mut self, guest: &mut Guest) {
         self.highest = 0;
         for stream in std::mem::take(&mut self.streams).into_values() {
             if let Job::Exec(mut exec) = stream.job {
@@ -73,6 +80,30 @@ impl Session {
                 self.detached.push(*exec);
             }
         }
+        // Some have ended already, and what they printed was still to be sent.
+        self.sweep(guest);
+    }
+
+    /// Notes the ends of detached commands.
+    fn sweep(&mut self, guest: &mut Guest) {
+        let over: Vec<_> = self.detached.extract_if(.., |exec| exec.pid().is_none()).collect();
+        for exec in over {
+            if let Some((command, status)) = exec.end() {
+                self.ended += 1;
+                let (number, command) = (self.ended, command.to_owned());
+                self.ends.push_back(Ended { number, command, status });
+            }
+            guest.keep_tree(exec.into_tree());
+        }
+        let surplus = self.ends.len().saturating_sub(MAX_ENDS);
+        self.ends.drain(..surplus);
+    }
+
+    /// What became of commands of earlier connections.
+    fn detached(&mut self, seen: u64) -> Detached {
+        self.ends.retain(|end| end.number > seen);
+        let running = u32::try_from(self.detached.len()).unwrap_or(u32::MAX);
+        Detached { running, ended: self.ends.iter().cloned().collect() }
     }
 
     /// Whether the machine is to go off once everything is sent.
@@ -137,8 +168,11 @@ impl Session {
         match request {
             Request::Ping => Ok(done(())),
             Request::Resume(identity) => {
+                // Those of the guest that this one is a copy of are not its own.
+                self.ends.clear();
                 guest.resume(&identity).map(|ack| Opened::Reply(Reply::Resumed(ack)))
             }
+            Request::Detached { seen } => Ok(Opened::Reply(Reply::Detached(self.detached(seen)))),
             Request::SetClock { unix_ns } => guest.set_clock(unix_ns).map(done),
             Request::Exec(spec) => {
                 Exec::start(&spec, guest).map(|exec| Opened::Job(Job::Exec(Box::new(exec))))
@@ -266,8 +300,7 @@ impl Session {
         if let Some(exec) = self.execs_mut().find(|exec| exec.pid() == Some(pid)) {
             exec.ended(status);
         }
-        let over = self.detached.extract_if(.., |exec| exec.pid().is_none());
-        over.for_each(|exec| guest.keep_tree(exec.into_tree()));
+        self.sweep(guest);
     }
 
     /// Kills every command: the agent is about to end.

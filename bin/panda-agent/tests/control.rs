@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
 use pandastack_engine::agent::{AgentClient, AgentError, DEADLINE, ErrorCode, Identity};
-use pandastack_proto::{Encoder, Reply, Request};
+use pandastack_proto::{Detached, Encoder, Ended, ExecStatus, Reply, Request};
 use support::raw::RawHost;
 use support::{Agent, gone, runs, shell, spawn};
 
@@ -140,6 +140,45 @@ fn a_new_host_starts_clean_in_the_middle_of_anything() {
     third.request(8, Request::Ping);
     assert_eq!(third.reply(8), Ok(Reply::Done));
     drop((first, second, third, socket));
+    assert!(process.wait().unwrap().success());
+}
+
+/// What a host is told of the commands of the one before, and that it is told once.
+#[test]
+fn a_new_host_hears_how_commands_ended() {
+    let (socket, mut process) = spawn();
+    let mut first = RawHost::greet(socket.try_clone().unwrap(), 1);
+    first.request(1, Request::Exec(shell("sleep 0.2; exit 7")));
+    first.request(2, Request::Exec(shell("sleep 979.1")));
+    first.request(3, Request::Ping);
+    assert_eq!(first.reply(3), Ok(Reply::Done));
+
+    let mut second = RawHost::greet(socket.try_clone().unwrap(), 2);
+    let mut streams = 1..;
+    let mut asked = |seen: u64| {
+        let stream = streams.next().unwrap();
+        second.request(stream, Request::Detached { seen });
+        match second.reply(stream) {
+            Ok(Reply::Detached(detached)) => detached,
+            other => panic!("{other:?}"),
+        }
+    };
+    let ended = loop {
+        let told = asked(0);
+        match &told.ended[..] {
+            [] => assert_eq!(told.running, 2),
+            _ => break told,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let status = ExecStatus { code: 7, timed_out: false };
+    let command = "sleep 0.2; exit 7".to_owned();
+    assert_eq!(ended, Detached { running: 1, ended: vec![Ended { number: 1, command, status }] });
+    // Whoever does not say that it has seen it may not have.
+    assert_eq!(asked(0), ended);
+    assert_eq!(asked(1), Detached { running: 1, ended: Vec::new() });
+    assert_eq!(asked(0), asked(1), "it is forgotten");
+    drop((first, second, socket));
     assert!(process.wait().unwrap().success());
 }
 

@@ -87,6 +87,6 @@ pub use frame::{
     MAX_STALE, MAX_STREAMS, NONCE_LEN, Nonce, TOKEN_LEN, Token, VERSION, nonce_from, plain_prefix,
 };
 pub use message::{
-    DirEntry, ErrorCode, ExecSpec, ExecStatus, Failure, FileKind, Hello, Identity, Outcome, Reply,
-    Request, ResumeAck, Sealed, Stats, Welcome,
+    Detached, DirEntry, Ended, ErrorCode, ExecSpec, ExecStatus, Failure, FileKind, Hello, Identity,
+    Outcome, Reply, Request, ResumeAck, Sealed, Stats, Welcome,
 };

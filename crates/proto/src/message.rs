@@ -124,6 +124,11 @@ pub enum Request {
         /// Whether to unmount those that nobody uses as well.
         unmount: bool,
     },
+    /// What became of commands whose connection ended under them: [`Reply::Detached`].
+    Detached {
+        /// The last end that the host has seen: it is forgotten, with those before it.
+        seen: u64,
+    },
 }
 
 /// Who a guest is from now on. Everything that two copies of a snapshot must not share.
@@ -192,6 +197,28 @@ pub enum Reply {
     Ports(Vec<u16>),
     /// Measurements.
     Stats(Stats),
+    /// Commands of earlier connections.
+    Detached(Detached),
+}
+
+/// Commands whose connection ended under them, since the guest has its identity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// How many still run.
+    pub running: u32,
+    /// Those that have ended, oldest first; the last 64.
+    pub ended: Vec<Ended>,
+}
+
+/// The end of a command whose connection had ended before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Counts the ends of one guest, from 1.
+    pub number: u64,
+    /// The beginning of the line or the arguments, for people to know it by.
+    pub command: String,
+    /// How it ended.
+    pub status: ExecStatus,
 }
 
 /// How a command ended.

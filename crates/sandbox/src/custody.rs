@@ -25,7 +25,7 @@ use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pandastack_engine::agent::{AgentError, Identity};
+use pandastack_engine::agent::{AgentClient, AgentError, Detached, Ended, Identity};
 use pandastack_engine::{EngineError, Kept, Machine};
 use pandastack_holder::{Held, Hold, Holder, Until};
 use pandastack_proto::Token;
@@ -47,8 +47,15 @@ use crate::manager::Core;
 use crate::network;
 use crate::owner::{Owner, SET_CLOCK};
 use crate::recovery;
-use crate::sandbox::{Birth, Live, Sandbox, Status};
+use crate::sandbox::{Birth, Busy, Live, Sandbox, Status};
 use crate::sync::lock;
+
+/// Most ends that are told of at a time: what an agent keeps.
+const ENDS: usize = 64;
+/// Most characters of a command that is told of.
+const COMMAND: usize = 200;
+/// How often a guest is asked for the ends of commands that nobody waits for.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How machines outlive a server that is killed.
 #[derive(Clone, Copy, Debug)]
@@ -284,14 +291,55 @@ impl Core {
         };
         let lived = unix_ms(SystemTime::now()).saturating_sub(note.since_unix_ms);
         let since = now.checked_sub(Duration::from_millis(lived)).unwrap_or(now);
+        let agent = machine.agent().clone();
         *lock(&sandbox.live) = Some(Live { machine, identity, since });
         *lock(&sandbox.hold) = hold;
         self.hold_until(&sandbox);
         sandbox.publish(Status { state: record.state, reason: None });
         sandbox.history.push("sandbox.adopted", json!({}));
         self.register(sandbox.clone())?;
+        self.tasks.spawn(follow(sandbox.clone(), agent));
         let owner = Owner { core: self.clone(), sandbox, mailbox, link: Some(link) };
         self.tasks.spawn(owner.run(Some(housed)));
         Ok(())
+    }
+}
+
+/// Tells how commands end that ran when the last server was killed, until none is left. They are a
+/// use of the sandbox meanwhile.
+async fn follow(sandbox: Arc<Sandbox>, agent: AgentClient) {
+    let mut status = sandbox.status.subscribe();
+    let _busy = Busy::new(sandbox.clone());
+    let mut seen = 0;
+    loop {
+        // A guest that stands still tells nothing, and one that has gone never will.
+        let runs = status.wait_for(|status| status.state != State::Paused).await;
+        if !runs.is_ok_and(|status| status.state == State::Running) {
+            return;
+        }
+        match agent.detached(seen).await {
+            Ok(Detached { running, ended }) => {
+                for Ended { number, command, status } in ended.into_iter().take(ENDS) {
+                    seen = number;
+                    // A guest's text, which may be longer than what was asked for.
+                    let cmd: String = command.chars().take(COMMAND).collect();
+                    let payload = json!({
+                        "exit_code": status.code, "timed_out": status.timed_out, "cmd": cmd,
+                        "interrupted": true,
+                    });
+                    sandbox.history.push("exec.ended", payload);
+                }
+                if running == 0 {
+                    return;
+                }
+            }
+            // It was paused in the middle of the question.
+            Err(AgentError::Deadline(_)) => {}
+            Err(_) => return,
+        }
+        tokio::select! {
+            () = agent.closed() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
     }
 }

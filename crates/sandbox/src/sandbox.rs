@@ -424,7 +424,7 @@ impl Sandbox {
 pub(crate) struct Busy(Arc<Sandbox>);
 
 impl Busy {
-    fn new(sandbox: Arc<Sandbox>) -> Self {
+    pub(crate) fn new(sandbox: Arc<Sandbox>) -> Self {
         lock(&sandbox.activity).running += 1;
         Self(sandbox)
     }

@@ -61,6 +61,15 @@ pub struct Exec {
     muted: bool,
     /// Exit code of the main process, once it has ended.
     code: Option<i32>,
+    /// The beginning of what was asked for.
+    label: String,
+}
+
+/// The beginning of a command, for people to know it by.
+fn label(spec: &ExecSpec) -> String {
+    const CHARS: usize = 200;
+    let words = || spec.argv.as_deref().unwrap_or_default().join(" ");
+    spec.shell.clone().unwrap_or_else(words).chars().take(CHARS).collect()
 }
 
 impl Exec {
@@ -89,6 +98,7 @@ impl Exec {
                     gone_by: None,
                     muted: false,
                     code: None,
+                    label: label(spec),
                 })
             }
             Err(failure) => {
@@ -138,6 +148,12 @@ impl Exec {
     /// The main process, while it has not been waited for.
     pub fn pid(&self) -> Option<Pid> {
         self.code.is_none().then_some(self.pid)
+    }
+
+    /// How its main process ended, if it has, and what it was.
+    pub fn end(&self) -> Option<(&str, ExecStatus)> {
+        let status = |code| ExecStatus { code, timed_out: self.timed_out };
+        self.code.map(|code| (self.label.as_str(), status(code)))
     }
 
     /// Takes the processes that are left.

@@ -29,7 +29,7 @@ pub use exec::{ExecEvent, ExecOutput, ExecSession, ExecStdin, MAX_RUN_OUTPUT};
 pub use files::{FileReader, FileWriter, MAX_LIST_BYTES, MAX_LIST_ENTRIES};
 pub use identity::Identity;
 pub use pandastack_proto::{
-    DirEntry, ErrorCode, ExecSpec, ExecStatus, FileKind, ResumeAck, Stats, Token,
+    Detached, DirEntry, Ended, ErrorCode, ExecSpec, ExecStatus, FileKind, ResumeAck, Stats, Token,
 };
 
 use crate::error::tame;
@@ -223,6 +223,15 @@ impl AgentClient {
     /// Connects to a TCP port of the guest's own loopback. Returns when the connection is made.
     pub async fn dial(&self, port: u16) -> Result<GuestStream, AgentError> {
         GuestStream::open(&self.link, port).await
+    }
+
+    /// What became of commands that ran when another connection to this guest ended. `seen` is the
+    /// number of the last end that is known; the guest forgets it.
+    pub async fn detached(&self, seen: u64) -> Result<Detached, AgentError> {
+        match self.call(Request::Detached { seen }).await? {
+            Reply::Detached(detached) => Ok(detached),
+            _ => Err(unexpected()),
+        }
     }
 
     /// The guest's own measurements.
