@@ -22,7 +22,7 @@ pub use footprint::{Footprint, groups_of};
 pub use leavings::{ended_for, every_story_ends, names_in};
 pub use numbers::{Numbers, every};
 pub use process::{
-    descendants, is_alive, kill, machines_below, open_descriptors, own_memory, wait_until,
+    descendants, is_alive, kill, machines_below, name_of, open_descriptors, own_memory, wait_until,
 };
 pub use random::Random;
 pub use sandbox::{Sandbox, Tree};

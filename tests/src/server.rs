@@ -233,22 +233,26 @@ impl Server {
         bail!("the pool stays empty: {}\n{}", client.get("/v1/stats")?.text(), self.log())
     }
 
-    /// Process ids of the machines that are no sandbox's.
-    pub fn spare_machines(&self) -> Result<Vec<u32>> {
+    /// Process ids of the machines of sandboxes.
+    pub fn used_machines(&self) -> Result<Vec<u32>> {
         let client = self.client();
         let sandboxes = client.get("/v1/sandboxes")?.json();
         let ids = sandboxes.as_array().into_iter().flatten().filter_map(|s| s["id"].as_str());
-        let used: Vec<u64> = ids
-            .filter_map(|id| {
-                let metrics = client.get(&format!("/v1/sandboxes/{id}/metrics")).ok()?.json();
-                metrics["pid"].as_u64()
-            })
-            .collect();
+        let pid = |id| {
+            let metrics = client.get(&format!("/v1/sandboxes/{id}/metrics")).ok()?.json();
+            metrics["pid"].as_u64()?.try_into().ok()
+        };
+        Ok(ids.filter_map(pid).collect())
+    }
+
+    /// Process ids of the machines that are no sandbox's.
+    pub fn spare_machines(&self) -> Result<Vec<u32>> {
+        let used = self.used_machines()?;
         let pids = self.machine_names().into_iter().filter_map(|name| {
             let file = self.data.join("machines").join(name).join("pid");
             fs::read_to_string(file).ok()?.trim().parse::<u32>().ok()
         });
-        Ok(pids.filter(|pid| !used.contains(&u64::from(*pid))).collect())
+        Ok(pids.filter(|pid| !used.contains(pid)).collect())
     }
 }
 

@@ -174,16 +174,19 @@ impl Owner {
         self.link = Some(link);
         let machine = housed.machine.clone();
         *lock(&sandbox.live) = Some(Live { machine, identity, since: Instant::now() });
+        let waking = |stages: &Stages| {
+            let mut boot = lock(&sandbox.boot);
+            boot.mode = WOKEN;
+            boot.took = stages.total();
+        };
+        waking(&stages);
+        // Before the files go, so that the next server finds the one or the other.
+        core.hold(&sandbox, &housed);
         // Before anybody hears of it: from now on the files are the past.
         core.take_files_away(sandbox.id()).await;
         fault::point(Point::WakeCleared);
         stages.mark("files");
-        {
-            let mut boot = lock(&sandbox.boot);
-            boot.mode = WOKEN;
-            boot.took = stages.total();
-        }
-        core.hold(&sandbox, &housed);
+        waking(&stages);
         sandbox.clock.resume(Instant::now());
         sandbox.touch();
         self.show(State::Running, None);

@@ -21,7 +21,7 @@ use crate::world::World;
 /// Operations that a failure tells of.
 const TOLD: usize = 40;
 /// Time to notice that a machine is dead or a life over.
-const NOTICE: Duration = Duration::from_secs(20);
+pub(crate) const NOTICE: Duration = Duration::from_secs(20);
 
 /// A client and what it knows.
 pub struct Actor<'world> {
@@ -112,6 +112,11 @@ impl<'world> Actor<'world> {
         self.attempt(operation).with_context(|| self.story(step, operation))
     }
 
+    /// What its sandboxes are labelled with; copies inherit it.
+    pub(crate) fn name(&self) -> String {
+        self.number.to_string()
+    }
+
     /// What led to a failure: the last operations, those of the same sandbox marked.
     fn story(&self, step: usize, operation: &Operation) -> String {
         let own = operation.sandbox();
@@ -155,11 +160,16 @@ impl<'world> Actor<'world> {
     fn perform(&self, operation: &Operation, status: u16, after: &Model) -> Result<Made> {
         match operation {
             Operation::Create { ttl } => {
-                self.create(status, json!({ "template": "base", "ttl_seconds": ttl }), true)
+                let metadata = json!({ "client": self.name() });
+                let body = json!({ "template": "base", "ttl_seconds": ttl, "metadata": metadata });
+                self.create(status, body, true)
             }
             Operation::Restore { snapshot, ttl } => {
                 let snapshot = &self.snapshots[*snapshot];
-                self.create(status, json!({ "from_snapshot": snapshot, "ttl_seconds": ttl }), false)
+                let metadata = json!({ "client": self.name() });
+                let body =
+                    json!({ "from_snapshot": snapshot, "ttl_seconds": ttl, "metadata": metadata });
+                self.create(status, body, false)
             }
             Operation::DeleteSnapshot { snapshot } => {
                 let path = format!("/v1/snapshots/{}", self.snapshots[*snapshot]);

@@ -4,13 +4,14 @@
 //!                 pause              hibernate
 //!      Running ◀────────▶ Paused ──────────────▶ Hibernated
 //!         │     resume       │                       │  any use of the guest: Running
-//!         └──────────────────┴── its machine is      │
-//!                                killed: Failed      └── the server is killed: Hibernated
-//!      delete, expire: Gone                              (all others: Gone)
+//!         └──────────────────┴── its machine is ─────┘
+//!                                killed: Failed
+//!      delete, expire: Gone
 //! ```
 //!
-//! A server that is killed in the middle of an operation may have done it or not, and nothing in
-//! between: [`Sandbox::after_crash`] lists the outcomes that are legal.
+//! When the server is killed, a sandbox stays what it is if its machine outlives servers, and if it
+//! is hibernated; all others are gone. What was under way was done or not, and nothing in between, or
+//! was the end of it: [`Sandbox::after_crash`] lists the outcomes that are legal.
 
 use std::collections::BTreeMap;
 
@@ -39,8 +40,13 @@ impl Life {
         }
     }
 
-    fn after_crash(self) -> Self {
-        if self == Self::Hibernated { self } else { Self::Gone }
+    /// What it is under the next server; `outlives` says whether machines outlive theirs.
+    fn after_crash(self, outlives: bool) -> Self {
+        match self {
+            Self::Hibernated => self,
+            Self::Running | Self::Paused if outlives => self,
+            _ => Self::Gone,
+        }
     }
 }
 
@@ -192,14 +198,23 @@ impl Sandbox {
     }
 
     /// The lives that are legal when the server was killed while `act` was on its way, if one was.
-    /// One that lives on has the content of before it was used.
-    pub fn after_crash(&self, act: Option<&Act>) -> Vec<Life> {
-        let mut lives = vec![self.life.after_crash()];
-        if let Some(act) = act {
-            let after = self.does(act).1.life.after_crash();
-            if !lives.contains(&after) {
-                lives.push(after);
+    pub fn after_crash(&self, act: Option<&Act>, outlives: bool) -> Vec<Life> {
+        let mut lives = vec![self.life.after_crash(outlives)];
+        let mut add = |life| {
+            if !lives.contains(&life) {
+                lives.push(life);
             }
+        };
+        if let Some(act) = act {
+            add(self.does(act).1.life.after_crash(outlives));
+        }
+        // A machine that is being copied is not taken over, and neither is one that has died.
+        let ends = matches!(
+            act,
+            Some(Act::Snapshot | Act::Fork { .. } | Act::Hibernate | Act::KillMachine)
+        );
+        if ends && self.life != Life::Hibernated {
+            add(Life::Gone);
         }
         lives
     }
@@ -310,16 +325,31 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_keeps_what_is_files_and_nothing_else() {
+    fn a_crash_keeps_what_is_files_and_what_outlives_it() {
         use Life::*;
+        let check = |life, act: Option<Act>, outlives, lives: &[Life]| {
+            let found = sandbox(life).after_crash(act.as_ref(), outlives);
+            assert_eq!(found, lives, "{life:?} {act:?} {outlives}");
+        };
         for life in [Running, Paused, Failed, Gone] {
-            assert_eq!(sandbox(life).after_crash(None), [Gone], "{life:?}");
+            check(life, None, false, &[Gone]);
         }
-        assert_eq!(sandbox(Hibernated).after_crash(None), [Hibernated]);
-        assert_eq!(sandbox(Running).after_crash(Some(&Act::Hibernate)), [Gone, Hibernated]);
-        assert_eq!(sandbox(Running).after_crash(Some(&Act::Check)), [Gone]);
-        assert_eq!(sandbox(Hibernated).after_crash(Some(&Act::Check)), [Hibernated, Gone]);
-        assert_eq!(sandbox(Hibernated).after_crash(Some(&Act::Look)), [Hibernated]);
-        assert_eq!(sandbox(Hibernated).after_crash(Some(&Act::Delete)), [Hibernated, Gone]);
+        check(Running, Some(Act::Hibernate), false, &[Gone, Hibernated]);
+        check(Running, Some(Act::Check), false, &[Gone]);
+        check(Hibernated, Some(Act::Check), false, &[Hibernated, Gone]);
+        for life in [Running, Paused] {
+            check(life, None, true, &[life]);
+            check(life, Some(Act::Delete), true, &[life, Gone]);
+            check(life, Some(Act::Snapshot), true, &[life, Gone]);
+            check(life, Some(Act::Hibernate), true, &[life, Hibernated, Gone]);
+        }
+        check(Failed, None, true, &[Gone]);
+        check(Running, Some(Act::Pause), true, &[Running, Paused]);
+        check(Hibernated, Some(Act::Check), true, &[Hibernated, Running]);
+        for outlives in [false, true] {
+            check(Hibernated, None, outlives, &[Hibernated]);
+            check(Hibernated, Some(Act::Look), outlives, &[Hibernated]);
+            check(Hibernated, Some(Act::Delete), outlives, &[Hibernated, Gone]);
+        }
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pandastack_tests::{
-    Client, Options, Server, every_story_ends, groups_of, is_alive, names_in, wait_until,
+    Client, Options, Server, engine, every_story_ends, groups_of, is_alive, name_of, names_in,
+    wait_until,
 };
 use serde_json::json;
 
@@ -23,6 +24,8 @@ pub struct World {
     generation: AtomicUsize,
     /// Somebody found a difference: the others need not go on.
     pub stopped: AtomicBool,
+    /// How often a sandbox with a machine went on under the next server.
+    pub survivors: AtomicUsize,
 }
 
 struct Inner {
@@ -39,7 +42,8 @@ impl World {
         let server = Server::start(options())?;
         let inner = Inner { server: Some(server), keep: None, groups: BTreeSet::new() };
         let generation = AtomicUsize::new(0);
-        Ok(Self { inner: Mutex::new(inner), generation, stopped: AtomicBool::new(false) })
+        let (stopped, survivors) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Ok(Self { inner: Mutex::new(inner), generation, stopped, survivors })
     }
 
     /// The number of the server that runs, or that is about to be killed.
@@ -58,18 +62,20 @@ impl World {
     pub fn kill_server(&self) -> Result<()> {
         let mut inner = self.inner.lock().expect("no panic");
         let server = inner.server.take().context("no server could be started")?;
+        // Those of sandboxes go on. Who has one cannot be asked of a server that is so busy, so what
+        // is nobody's is looked for afterwards: under the next server it is not there.
         let processes = server.processes();
-        let machines = server.machine_names();
         inner.groups.extend(processes.iter().flat_map(|pid| groups_of(*pid)));
         self.generation.fetch_add(1, Ordering::SeqCst);
         let (data, own) = server.kill()?;
         inner.keep = inner.keep.take().or(own);
-        let left = || processes.iter().filter(|pid| is_alive(**pid)).collect::<Vec<_>>();
-        ensure!(wait_until(SETTLE, || left().is_empty()), "processes are left: {:?}", left());
         let server = Server::start(Options { data: Some(data), ..options() })?;
-        let found = server.machine_names();
-        let same: Vec<_> = machines.iter().filter(|name| found.contains(name)).collect();
-        ensure!(same.is_empty(), "directories of machines are left: {same:?}");
+        let used = server.used_machines()?;
+        // Keepers of machines that go on, and what holds these.
+        let stays = |pid: u32| ["panda-keeper", "panda-holder"].contains(&&*name_of(pid));
+        let over = |pid: &&u32| is_alive(**pid) && !used.contains(pid) && !stays(**pid);
+        let left = || processes.iter().filter(over).collect::<Vec<_>>();
+        ensure!(wait_until(SETTLE, || left().is_empty()), "processes are left: {:?}", left());
         inner.server = Some(server);
         Ok(())
     }
@@ -85,6 +91,8 @@ impl World {
             let list = client.get(path)?.json();
             ensure!(list == empty, "{path} has {list}");
         }
+        let survivors = self.survivors.into_inner();
+        eprintln!("sandboxes with machines went on {survivors} times under the next server");
         let ended = every_story_ends(&client)?;
         eprintln!("{ended} sandboxes in the journal, and all of them have ended");
         let processes = server.processes();
@@ -106,7 +114,12 @@ impl World {
     }
 }
 
+/// Whether machines outlive their server.
+pub fn outlives() -> bool {
+    engine() == "qemu"
+}
+
 fn options() -> Options {
     let args = ["--max-sandboxes", "64"].map(str::to_owned).to_vec();
-    Options { fork: true, args, ..Options::default() }
+    Options { fork: true, args, orphan_grace: 600, ..Options::default() }
 }
