@@ -1,6 +1,7 @@
 //! Volumes with real guests: what is on them outlives sandboxes, machines and servers, readers
 //! share, writers are alone, and a copy stays its owner's.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -8,11 +9,16 @@ use pandastack_tests::{Client, Options, Sandbox, Server, engine, kill, skip, wai
 use serde_json::{Value, json};
 
 fn server() -> Result<Option<Server>> {
+    serve(0, None)
+}
+
+/// A server on a directory, whose sandboxes outlive it for so many seconds if it is killed.
+fn serve(orphan_grace: u64, data: Option<PathBuf>) -> Result<Option<Server>> {
     if engine() != "qemu" {
         skip("volumes: this engine has none yet")?;
         return Ok(None);
     }
-    Server::start(Options { fork: true, ..Options::default() }).map(Some)
+    Server::start(Options { fork: true, orphan_grace, data, ..Options::default() }).map(Some)
 }
 
 fn volume(client: &Client, name: &str, size_mb: u64) -> Result<Value> {
@@ -45,7 +51,7 @@ fn what_is_on_a_volume_outlives_its_sandboxes() -> Result<()> {
         (json!({ "name": "data" }), 409),
         (json!({ "name": "../data" }), 400),
         (json!({ "size_mb": 64 }), 400),
-        (json!({ "name": "small", "size_mb": 15 }), 400),
+        (json!({ "name": "small", "size_mb": 0 }), 400),
         (json!({ "name": "large", "size_mb": 65_537 }), 400),
     ] {
         assert_eq!(client.post("/v1/volumes", &body)?.status, status, "{body}");
@@ -193,5 +199,48 @@ fn forks_and_snapshots_have_copies() -> Result<()> {
     let both = json!({ "from_snapshot": snapshot, "volumes": [{ "name": "data" }] });
     assert_eq!(client.post("/v1/sandboxes", &both)?.status, 400);
     server.stop()?;
+    Ok(())
+}
+
+#[test]
+fn a_sandbox_keeps_its_volumes_under_the_next_server() -> Result<()> {
+    let Some(server) = serve(600, None)? else { return Ok(()) };
+    let client = server.client();
+    volume(&client, "data", 1)?;
+    volume(&client, "shared", 3)?;
+    server.wait_for_zygotes()?;
+    let volumes = json!([{ "name": "data" }, { "name": "shared", "read_only": true }]);
+    let sandbox = client.create(&json!({ "template": "base", "volumes": volumes }))?;
+    // Layers that the first server made are found by the next one.
+    sandbox.output("echo one > /volumes/data/one; sync")?;
+    let child = sandbox.fork(1)?.remove(0);
+    sandbox.output("echo two > /volumes/data/two")?;
+
+    let (data, keep) = server.kill()?;
+    let Some(server) = serve(600, Some(data))? else { return Ok(()) };
+    let client = server.client();
+    let (sandbox, child) = (sandbox.under(&client), child.under(&client));
+    assert_eq!(sandbox.output("cat /volumes/data/[ot]*; ls /volumes")?, "one\ntwo\ndata\nshared\n");
+    assert_eq!(child.output("ls /volumes/data | grep -v lost")?, "one\n");
+    let answer = client.post("/v1/sandboxes", &with("data", false))?;
+    assert_eq!(answer.status, 409, "{}", answer.text());
+    assert_eq!((delete(&client, "data")?, delete(&client, "shared")?), (409, 409));
+
+    server.wait_for_zygotes()?;
+    sandbox.output("echo three > /volumes/data/three; sync")?;
+    let copy = sandbox.fork(1)?.remove(0);
+    assert_eq!(copy.output("cat /volumes/data/three")?, "three\n");
+    copy.output("echo other > /volumes/data/three; sync")?;
+    sandbox.hibernate()?;
+    assert_eq!(sandbox.output("cat /volumes/data/three")?, "three\n");
+    assert_eq!(sandbox.delete()?.status, 204);
+    let last = writer(&client, "data")?;
+    assert_eq!(last.output("cat /volumes/data/[ot]*")?, "one\nthree\ntwo\n");
+    for sandbox in [last, child, copy] {
+        assert_eq!(sandbox.delete()?.status, 204);
+    }
+    assert_eq!((delete(&client, "data")?, delete(&client, "shared")?), (204, 204));
+    server.stop()?;
+    drop(keep);
     Ok(())
 }

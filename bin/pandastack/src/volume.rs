@@ -44,7 +44,7 @@ A sandbox finds it at /volumes/NAME. It takes the host's disk only for what is w
 pub struct CreateArgs {
     /// Its name
     name: VolumeName,
-    /// What fits in, in MiB: 16 to 65536 [default: 256]
+    /// What fits in, in MiB: 1 to 65536 [default: 256]
     #[arg(long, value_name = "MB", alias = "size-mb")]
     size: Option<i64>,
 }

@@ -65,7 +65,7 @@ async fn volumes_are_made_listed_and_deleted() {
     manager.delete_volume(name("a")).await.unwrap();
     let gone = manager.delete_volume(name("a")).await.unwrap_err();
     assert!(matches!(gone, VolumeError::NotFound(_)), "{gone}");
-    for size_mb in [-1, 0, 15, 65_537, i64::MAX] {
+    for size_mb in [-1, 0, 65_537, i64::MAX] {
         let error = manager.create_volume(name("c"), Some(size_mb)).await.unwrap_err();
         assert!(matches!(error, VolumeError::Invalid(_)), "{size_mb}: {error}");
     }

@@ -92,13 +92,17 @@ impl Stage {
 
     /// Kills the server and starts it again on the same data, with forks.
     pub fn restart(self) -> Result<Self> {
-        let Self { server, lab, own, .. } = self;
-        let (data, first) = server.kill()?;
-        let options = Options { data: Some(data), fork: true, ..Options::default() };
-        let server = lab.serve(options)?;
-        let stage = Self { client: server.client(), server, own: own.or(first), lab };
+        let stage = self.next(Options { fork: true, ..Options::default() })?;
         stage.wait_for_forks()?;
         Ok(stage)
+    }
+
+    /// Kills the server and starts another one on the same data.
+    pub fn next(self, options: Options) -> Result<Self> {
+        let Self { server, lab, own, .. } = self;
+        let (data, first) = server.kill()?;
+        let server = lab.serve(Options { data: Some(data), ..options })?;
+        Ok(Self { client: server.client(), server, own: own.or(first), lab })
     }
 
     /// A sandbox under a policy.

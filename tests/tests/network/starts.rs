@@ -8,11 +8,12 @@
 //! | woken | from a snapshot, and after hibernation; also after the server was killed |
 //! | resumed | after a pause |
 //! | changed | by a request while it runs |
+//! | taken over | by the next server, after the first one was killed under it |
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pandastack_tests::{Options, Sandbox, seconds, wait_until};
+use pandastack_tests::{Options, Sandbox, engine, seconds, skip, wait_until};
 use serde_json::{Value, json};
 
 use crate::guest::Probe;
@@ -161,6 +162,32 @@ fn a_policy_holds_for_what_is_forked_and_woken() -> Result<()> {
     holds(&stage, &thaw(&stage, &snapshot, None)?, "woken after the server was killed")?;
     shut(&stage, &thaw(&stage, &tight, None)?, "woken after the server was killed")?;
     Ok(())
+}
+
+#[test]
+fn a_policy_holds_for_what_is_taken_over() -> Result<()> {
+    if engine() != "qemu" {
+        return skip("machines of this engine end with their server");
+    }
+    let options = || Options { orphan_grace: 600, ..Options::default() };
+    let Some(stage) = Stage::with(&[], options())? else { return Ok(()) };
+    let (sandbox, plain) = (stage.sandbox(&policy())?, stage.plain()?);
+    let paused = stage.sandbox(&policy())?;
+    paused.pause()?;
+    stage.open(&sandbox, &open())?;
+
+    let stage = stage.next(options())?;
+    let [sandbox, plain, paused] = [&sandbox, &plain, &paused].map(|old| old.under(&stage.client));
+    holds(&stage, &sandbox, "taken over")?;
+    shut(&stage, &plain, "taken over")?;
+    paused.resume()?;
+    holds(&stage, &paused, "taken over while it was paused")?;
+    stage.set(&sandbox, &json!("none"))?;
+    shut(&stage, &sandbox, "taken over and then closed")?;
+    // What was said last is what the one after that finds.
+    let stage = stage.next(options())?;
+    shut(&stage, &sandbox.under(&stage.client), "taken over twice, closed")?;
+    holds(&stage, &paused.under(&stage.client), "taken over twice")
 }
 
 /// Tries every way out, as fast as it can, from many threads, for ever.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use super::adopt;
 use super::command::VOLUME_SLOTS;
 use super::disk::QemuDisk;
 use super::fork::{self, Body, Cradle, Family};
@@ -22,9 +23,22 @@ pub(super) struct Controls {
     pub qmp: Qmp,
     pub agent: AgentClient,
     pub body: Mutex<Body>,
+    /// What the next server is told of it. The body may be in use for long.
+    note: std::sync::Mutex<String>,
 }
 
 impl Controls {
+    /// Controls a machine.
+    pub fn new(family: Arc<Family>, qmp: Qmp, agent: AgentClient, body: Body) -> Self {
+        let note = std::sync::Mutex::new(adopt::note(&family, &body));
+        Self { family, qmp, agent, body: Mutex::new(body), note }
+    }
+
+    /// What the next server is told of the machine.
+    pub fn note(&self) -> String {
+        self.note.lock().expect("no panic under this lock").clone()
+    }
+
     /// Lets the vCPUs run, or stops them.
     pub async fn set_running(self: Arc<Self>, running: bool) -> Result<(), EngineError> {
         to_its_end(async move {
@@ -51,6 +65,8 @@ impl Controls {
             let disk = QemuDisk::attach(&self.qmp, slot, &body.dir, source).await?;
             let bytes = disk.layers().bytes();
             body.disks.push(disk);
+            let note = adopt::note(&self.family, &body);
+            *self.note.lock().expect("no panic under this lock") = note;
             Ok(bytes)
         })
         .await

@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::json;
-use tokio::sync::Mutex;
 
-use super::adopt;
 use super::controls::Controls;
 use super::fork::{Copy, Family};
 use super::qmp::{Events, Qmp};
@@ -27,7 +25,6 @@ pub(super) struct QemuMachine {
     net: OwnedFd,
     /// Copies of the channels, for another server.
     copies: Vec<OwnedFd>,
-    note: String,
 }
 
 impl QemuMachine {
@@ -39,7 +36,6 @@ impl QemuMachine {
         original: Option<&AgentClient>,
     ) -> Result<Self, EngineError> {
         let Copy { emulator, body } = copy;
-        let note = adopt::note(&family, &body);
         let missing = || EngineError::Ended("its channels were taken twice".into());
         let stream = emulator.agent.ok_or_else(missing)?;
         let agent = match original {
@@ -50,8 +46,8 @@ impl QemuMachine {
         let qmp = emulator.qmp;
         let life = Life::watch(emulator.process, guest_end(qmp.clone(), events));
         let (net, copies) = (emulator.net, emulator.copies);
-        let controls = Controls { family, qmp, agent, body: Mutex::new(body) };
-        Ok(Self { controls: Arc::new(controls), life, net, copies, note })
+        let controls = Controls::new(family, qmp, agent, body);
+        Ok(Self { controls: Arc::new(controls), life, net, copies })
     }
 }
 
@@ -112,7 +108,7 @@ impl Machine for QemuMachine {
         let pidfd = self.life.child().pidfd();
         let all = [pidfd, &family.lifeline, &family.memory].into_iter().chain(&self.copies);
         let descriptors = all.map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
-        Ok(Some(Kept { note: self.note.clone(), descriptors }))
+        Ok(Some(Kept { note: self.controls.note(), descriptors }))
     }
 }
 

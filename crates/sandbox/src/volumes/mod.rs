@@ -32,8 +32,9 @@ use crate::machines::{MachineDir, new_name};
 use crate::manager::{Core, Manager};
 use crate::sandbox::Sandbox;
 
-/// The smallest volume in MiB: what a file system with a journal is of use in.
-const MIN_MB: i64 = 16;
+/// The smallest volume in MiB. Below 3 there is no room for a journal, and a crash may cost more
+/// than what was not synced.
+const MIN_MB: i64 = 1;
 /// The largest.
 const MAX_MB: i64 = 65_536;
 /// The size of one that is asked for without a size.
