@@ -139,7 +139,7 @@ fn fuzz_targets() -> Result<Tally> {
     Ok(Tally { passed, failed, skipped: 0 })
 }
 
-/// Forks of the other QEMU that they must work with.
+/// The other QEMU that it must work with: its forks, its volumes, and machines that outlive servers.
 fn qemu_10() -> Result<Tally> {
     let dir = match qemu::folder(qemu::Version::V10_0) {
         Ok(dir) => dir,
@@ -155,7 +155,9 @@ fn qemu_10() -> Result<Tally> {
     must(build.env("PATH", &path))?;
     // What is different in there is the process that is forked, not how often.
     let few = [("PANDASTACK_STRESS_FORKS", "8")];
-    cargo_tests(&["--package", "pandastack-tests", "--test", "fork"], Some(&path), &few)
+    let tests = ["fork", "volumes", "adoption"].into_iter().flat_map(|name| ["--test", name]);
+    let tests: Vec<&str> = ["--package", "pandastack-tests"].into_iter().chain(tests).collect();
+    cargo_tests(&tests, Some(&path), &few)
 }
 
 /// What runs Rust tests here.
