@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use clap::builder::FalseyValueParser;
 use pandastack_api::RateLimits;
 use pandastack_types::{Size, SizeLimits};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
 use crate::api_key::ApiKey;
@@ -174,8 +175,19 @@ pub enum ForkChoice {
     Off,
 }
 
+/// Lets this process have as many descriptors as it may: a sandbox takes more than twenty, and the usual
+/// soft limit is 1024.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 pub async fn run(args: Args, context: Context) -> anyhow::Result<Status> {
     let mut signals = Signals::listen()?;
+    raise_descriptors();
     let data_dir = args.data_dir.clone().map_or_else(dirs::default_data_dir, Ok)?;
     let variable = std::env::var("PANDASTACK_API_KEY").ok();
     let explicit = ApiKey::explicit(args.api_key_file.as_deref(), variable)?;
