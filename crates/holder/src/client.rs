@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -23,6 +23,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Starts a process for a directory that calls [`serve`](crate::serve) with a server's socket and a
 /// listener.
 pub type Launch = Box<dyn Fn(&Path, OwnedFd, OwnedFd) -> io::Result<Child> + Send + Sync>;
+
+/// For a holder that holds nothing to end.
+const LAST_WAIT: Duration = Duration::from_millis(500);
 
 /// The holder of a server. Dropping the last clone lets it know that there is no server any more.
 #[derive(Clone)]
@@ -52,11 +55,16 @@ impl Drop for Shared {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         // Also ends the watcher's wait, which has a copy of the link.
         let _ = rustix::net::shutdown(&state.link, Shutdown::Both);
-        if state.machines.is_empty() {
+        let holds_nothing = state.machines.is_empty();
+        if holds_nothing {
             let _ = place::remove(&self.dir);
         }
         if let Some(child) = &mut state.child {
-            let _ = child.try_wait();
+            // One that holds nothing ends with its server, which collects it.
+            let until = Instant::now() + LAST_WAIT;
+            while holds_nothing && matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     }
 }
