@@ -21,11 +21,15 @@ use pandastack_proto::MAX_DATA;
 use pandastack_types::{ExecOutput, State};
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::error::{ExecError, InvalidRequest};
 use crate::logs::{LineWriter, LogStream};
 use crate::request::{Command, Input};
 use crate::sandbox::{Busy, Sandbox, Status};
+
+/// Time for everything of a command that was killed to go: a little more than its agent waits.
+const DYING: Duration = Duration::from_secs(7);
 
 /// What a command does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +88,7 @@ impl Execution {
         let event = tokio::select! {
             event = self.session.next() => event,
             timeout = self.limit.passed() => {
-                self.session.kill();
+                self.end().await;
                 return Err(ExecError::Timeout(timeout));
             }
         };
@@ -106,6 +110,20 @@ impl Execution {
             Ok(None) => Err(explain(&self.sandbox, AgentError::Closed).await),
             Err(error) => Err(explain(&self.sandbox, error).await),
         }
+    }
+
+    /// Kills the command, and waits for its last process: until then there may be no room for
+    /// another command.
+    async fn end(&mut self) {
+        self.session.kill();
+        let gone = async {
+            while let Ok(Some(event)) = self.session.next().await {
+                if matches!(event, ExecEvent::Exit(_)) {
+                    break;
+                }
+            }
+        };
+        let _ = timeout(DYING, gone).await;
     }
 
     /// Runs the command to its end. What it printed is in `collected` also after an error.

@@ -239,6 +239,11 @@ fn remove_machines(machines: &Path, alive: &[&str], clear: impl Fn(&str)) -> io:
                 if alive.contains(&&*name) {
                     continue;
                 }
+                // A scratch directory, that of the proof of forks, has machines below it.
+                for below in directories(&path) {
+                    kill_leftover(&path.join(&below));
+                    clear(&below);
+                }
                 kill_leftover(&path);
                 clear(&name);
                 std::fs::remove_dir_all(&path)?;
@@ -253,6 +258,13 @@ fn remove_machines(machines: &Path, alive: &[&str], clear: impl Fn(&str)) -> io:
         }
         Err(error) => Err(error),
     }
+}
+
+/// Names of the directories in a directory.
+fn directories(dir: &Path) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
 /// Kills the process named in the machine's `pid` file if it provably belongs to the machine.
@@ -300,6 +312,20 @@ mod tests {
         assert!(matches!(take_instance(dir.path()), Err(StartError::InUse(_))));
         drop(lock);
         assert!(take_instance(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn what_the_machines_of_a_scratch_directory_left_is_cleared_as_well() {
+        let root = tempfile::tempdir().unwrap();
+        let machines = root.path().join("machines");
+        std::fs::create_dir_all(machines.join("scratch/copy")).unwrap();
+        std::fs::create_dir_all(machines.join("held")).unwrap();
+        std::fs::write(machines.join("scratch/file"), "").unwrap();
+        let cleared = std::cell::RefCell::new(Vec::new());
+        let clear = |name: &str| cleared.borrow_mut().push(name.to_owned());
+        assert_eq!(remove_machines(&machines, &["held"], clear).unwrap(), 1);
+        assert_eq!(*cleared.borrow(), ["copy", "scratch"]);
+        assert!(machines.join("held").exists() && !machines.join("scratch").exists());
     }
 
     #[test]

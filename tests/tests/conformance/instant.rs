@@ -25,8 +25,9 @@ const REMOUNT: &str = "echo 1 > /proc/sys/kernel/sysrq; echo u > /proc/sysrq-tri
                        n=0; until dmesg | grep -q 'Emergency Remount complete'; do \
                        n=$((n+1)); [ $n -lt 600 ] || exit 9; sleep 0.1; done";
 
-/// The writable disk: the other one is the template's root.
-const DISK: &str = "for d in /sys/block/vd*; do [ $(cat $d/ro) = 0 ] && echo /dev/${d##*/}; done";
+/// The writable disk: another one is the template's root, and those for volumes are empty.
+const DISK: &str = "for d in /sys/block/vd*; do \
+                    [ $(cat $d/ro) = 0 ] && [ $(cat $d/size) != 0 ] && echo /dev/${d##*/}; done; true";
 
 /// What a kernel says of damage.
 const COMPLAINTS: &str = "dmesg | grep -iE 'EXT4-fs (error|warning)|I/O error|EROFS.*error|BUG:|\

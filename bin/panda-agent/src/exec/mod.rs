@@ -36,7 +36,7 @@ use tree::Tree;
 
 /// How long a killed command's processes may take to disappear before its end is told all the
 /// same. Less than what the host waits for the end of a command whose time is up.
-const DYING: Duration = Duration::from_secs(3);
+const DYING: Duration = Duration::from_secs(6);
 
 /// One output of a command.
 struct Output {
