@@ -30,6 +30,8 @@ use crate::sandbox::{Busy, Sandbox, Status};
 
 /// Time for everything of a command that was killed to go: a little more than its agent waits.
 const DYING: Duration = Duration::from_secs(7);
+/// The published Python SDK gives up when it has heard nothing for 30 seconds.
+const SILENCE: Duration = Duration::from_secs(29);
 
 /// What a command does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +90,7 @@ impl Execution {
         let event = tokio::select! {
             event = self.session.next() => event,
             timeout = self.limit.passed() => {
-                self.end().await;
+                self.end(timeout).await;
                 return Err(ExecError::Timeout(timeout));
             }
         };
@@ -113,8 +115,10 @@ impl Execution {
     }
 
     /// Kills the command, and waits for its last process: until then there may be no room for
-    /// another command.
-    async fn end(&mut self) {
+    /// another command. Not so long that a client which has waited since the beginning gives up.
+    async fn end(&mut self, limit: Duration) {
+        let heard = limit >= SILENCE;
+        let patience = if heard { DYING } else { DYING.min(SILENCE - limit) };
         self.session.kill();
         let gone = async {
             while let Ok(Some(event)) = self.session.next().await {
@@ -123,7 +127,7 @@ impl Execution {
                 }
             }
         };
-        let _ = timeout(DYING, gone).await;
+        let _ = timeout(patience, gone).await;
     }
 
     /// Runs the command to its end. What it printed is in `collected` also after an error.

@@ -209,11 +209,13 @@ impl Sandbox {
             add(self.does(act).1.life.after_crash(outlives));
         }
         // A machine that is being copied is not taken over, and neither is one that has died.
-        let ends = matches!(
-            act,
-            Some(Act::Snapshot | Act::Fork { .. } | Act::Hibernate | Act::KillMachine)
-        );
-        if ends && self.life != Life::Hibernated {
+        // One that is hibernated is woken for its copies.
+        let ends = match act {
+            Some(Act::Snapshot | Act::Fork { .. } | Act::KillMachine) => true,
+            Some(Act::Hibernate) => self.life != Life::Hibernated,
+            _ => false,
+        };
+        if ends {
             add(Life::Gone);
         }
         lives
@@ -346,6 +348,8 @@ mod tests {
         check(Failed, None, true, &[Gone]);
         check(Running, Some(Act::Pause), true, &[Running, Paused]);
         check(Hibernated, Some(Act::Check), true, &[Hibernated, Running]);
+        check(Hibernated, Some(Act::Snapshot), true, &[Hibernated, Running, Gone]);
+        check(Hibernated, Some(Act::Hibernate), true, &[Hibernated]);
         for outlives in [false, true] {
             check(Hibernated, None, outlives, &[Hibernated]);
             check(Hibernated, Some(Act::Look), outlives, &[Hibernated]);
