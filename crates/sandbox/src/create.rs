@@ -6,7 +6,6 @@ use std::time::Instant;
 use pandastack_engine::Bake;
 use pandastack_policy::Policy;
 use pandastack_types::{SandboxId, Size, SizeLimits, SnapshotId, TemplateName, VolumeMount};
-use time::OffsetDateTime;
 
 use crate::admission::Permit;
 use crate::boot::Source;
@@ -75,7 +74,7 @@ impl Manager {
             template,
             size,
             metadata,
-            created_at: OffsetDateTime::now_utc(),
+            created_at: pandastack_store::now(),
             engine: core.engine.name(),
             isolation: core.engine.isolation(),
             jail: core.config.jail,

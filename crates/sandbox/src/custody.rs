@@ -34,20 +34,17 @@ use pandastack_types::{EndReason, SandboxId, State, TtlMode, VolumeMount};
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use time::OffsetDateTime;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::boot::{self, Housed};
 use crate::error::{Chain, CreateError, StartError};
-use crate::launch::MAILBOX;
 use crate::limits::Limits;
 use crate::machines::MachineDir;
 use crate::manager::Core;
 use crate::network;
 use crate::owner::{Owner, SET_CLOCK};
 use crate::recovery;
-use crate::sandbox::{Birth, Busy, Live, Sandbox, Status};
+use crate::sandbox::{Busy, Live, Sandbox, Status};
 use crate::sync::lock;
 
 /// Most ends that are told of at a time: what an agent keeps.
@@ -243,32 +240,15 @@ impl Core {
         let machine: Arc<dyn Machine> = Arc::from(machine.map_err(CreateError::Machine)?);
         let housed = Housed { machine: machine.clone(), dir };
 
-        let birth = Birth {
-            id: record.id,
-            template: record.template,
-            size: record.size,
-            metadata: record.metadata,
-            created_at: record.created_at,
-            engine: self.engine.name(),
-            isolation: self.engine.isolation(),
-            jail: self.config.jail,
-            ancestor,
-            from_snapshot: record.from_snapshot,
-            volumes: note.volumes,
-        };
-        let (at, now) = (OffsetDateTime::now_utc(), Instant::now());
-        let limits = Limits::remembered(&record.lifetime, self.config.default_ttl_seconds, at, now);
-        let (sender, mailbox) = mpsc::channel(MAILBOX);
-        let log_bytes = self.config.log_bytes;
+        let (state, now) = (record.state, Instant::now());
         let boot_mode = boot::mode_named(&note.boot_mode);
-        let sandbox = Sandbox::new(birth, limits, record.egress, boot_mode, log_bytes, sender);
-        let sandbox = Arc::new(sandbox);
+        let (sandbox, mailbox) = self.remember(record, ancestor, note.volumes, boot_mode);
         lock(&sandbox.boot).took = Duration::from_millis(note.took_ms);
 
         // Nobody has read its frames since its last gateway ended: none goes anywhere before this.
         let link = network::attach(self, &sandbox, &*machine, sandbox.egress()).await?;
         machine.agent().set_token(note.token);
-        if record.state == State::Paused {
+        if state == State::Paused {
             machine.pause().await.map_err(CreateError::Machine)?;
             sandbox.clock.pause(now);
         } else {
@@ -295,7 +275,7 @@ impl Core {
         *lock(&sandbox.live) = Some(Live { machine, identity, since });
         *lock(&sandbox.hold) = hold;
         self.hold_until(&sandbox);
-        sandbox.publish(Status { state: record.state, reason: None });
+        sandbox.publish(Status { state, reason: None });
         sandbox.history.push("sandbox.adopted", json!({}));
         self.register(sandbox.clone())?;
         self.tasks.spawn(follow(sandbox.clone(), agent));

@@ -125,7 +125,7 @@ impl Manager {
         stages.mark("admission");
 
         let limits = lock(&parent.limits).inherited(ttl, Instant::now());
-        let created_at = OffsetDateTime::now_utc();
+        let created_at = pandastack_store::now();
         let draft = |(index, permit)| {
             let mut metadata = labels.clone();
             metadata::descend(&mut metadata, parent.id(), tree.map(|id| (id, index)));

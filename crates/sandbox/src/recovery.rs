@@ -21,9 +21,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pandastack_engine::Engine;
+use pandastack_engine::{Bake, Engine};
 use pandastack_store::{SandboxRecord, Store, StoreError, Transition, Unfinished};
-use pandastack_types::{EndReason, SandboxId, SnapshotId, State};
+use pandastack_types::{EndReason, SandboxId, SnapshotId, State, VolumeMount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -36,7 +36,7 @@ use crate::hibernate::place;
 use crate::launch::MAILBOX;
 use crate::limits::Limits;
 use crate::manager::Core;
-use crate::owner::Owner;
+use crate::owner::{Message, Owner};
 use crate::sandbox::{Birth, Sandbox, Status};
 use crate::snapshot::SnapshotShelf;
 
@@ -171,9 +171,8 @@ impl Core {
         let id = record.id;
         let kept = self.hibernated.get(place(id)).ok();
         let slept = kept.as_ref().map(|kept| OffsetDateTime::now_utc() - kept.view.created_at);
-        let size = record.size;
         let volumes = kept.as_ref().map(|kept| kept.volumes.clone()).unwrap_or_default();
-        let ancestor = kept.and_then(|kept| self.ancestor(&kept.view, size));
+        let ancestor = kept.and_then(|kept| self.ancestor(&kept.view, record.size));
         let Some(ancestor) = ancestor else {
             tracing::error!(
                 sandbox = %id, template = %record.template,
@@ -181,26 +180,8 @@ impl Core {
             );
             return;
         };
-        let birth = Birth {
-            id,
-            template: record.template,
-            size,
-            metadata: record.metadata,
-            created_at: record.created_at,
-            engine: self.engine.name(),
-            isolation: self.engine.isolation(),
-            jail: self.config.jail,
-            ancestor,
-            from_snapshot: record.from_snapshot,
-            volumes,
-        };
-        let default_ttl = self.config.default_ttl_seconds;
-        let (at, now) = (OffsetDateTime::now_utc(), Instant::now());
-        let limits = Limits::remembered(&record.lifetime, default_ttl, at, now);
-        let (sender, mailbox) = mpsc::channel(MAILBOX);
-        let log_bytes = self.config.log_bytes;
-        let sandbox = Sandbox::new(birth, limits, record.egress, WOKEN, log_bytes, sender);
-        let sandbox = Arc::new(sandbox);
+        let (sandbox, mailbox) = self.remember(record, ancestor, volumes, WOKEN);
+        let now = Instant::now();
         sandbox.clock.pause(now);
         // Nobody has used it since it was made files.
         let unused = slept.and_then(|slept| Duration::try_from(slept).ok()).unwrap_or_default();
@@ -211,6 +192,36 @@ impl Core {
             let owner = Owner { core: self.clone(), sandbox, mailbox, link: None };
             self.tasks.spawn(owner.run(None));
         }
+    }
+
+    /// The sandbox of a record as it was under the last server, and where its owner gets orders.
+    /// It has no machine and no state yet.
+    pub(crate) fn remember(
+        &self,
+        record: SandboxRecord,
+        ancestor: Arc<Bake>,
+        volumes: Vec<VolumeMount>,
+        boot_mode: &'static str,
+    ) -> (Arc<Sandbox>, mpsc::Receiver<Message>) {
+        let birth = Birth {
+            id: record.id,
+            template: record.template,
+            size: record.size,
+            metadata: record.metadata,
+            created_at: record.created_at,
+            engine: self.engine.name(),
+            isolation: self.engine.isolation(),
+            jail: self.config.jail,
+            ancestor,
+            from_snapshot: record.from_snapshot,
+            volumes,
+        };
+        let (at, now) = (OffsetDateTime::now_utc(), Instant::now());
+        let limits = Limits::remembered(&record.lifetime, self.config.default_ttl_seconds, at, now);
+        let (sender, mailbox) = mpsc::channel(MAILBOX);
+        let log_bytes = self.config.log_bytes;
+        let sandbox = Sandbox::new(birth, limits, record.egress, boot_mode, log_bytes, sender);
+        (Arc::new(sandbox), mailbox)
     }
 }
 

@@ -4,7 +4,7 @@ use pandastack_types::{Event, SandboxId};
 use rusqlite::{Connection, Row, params};
 use time::OffsetDateTime;
 
-use crate::sandboxes::{from_micros, micros};
+use crate::moment::{from_micros, micros};
 use crate::{Store, StoreError};
 
 /// A line of the journal and its number, which grows from line to line.

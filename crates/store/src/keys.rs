@@ -3,7 +3,7 @@
 use rusqlite::params;
 use time::OffsetDateTime;
 
-use crate::sandboxes::{from_micros, micros};
+use crate::moment::{from_micros, micros};
 use crate::{Store, StoreError};
 
 /// An API key as it is remembered: enough to recognise it, not enough to use it.

@@ -14,6 +14,7 @@ mod attachments;
 mod error;
 mod journal;
 mod keys;
+mod moment;
 mod open;
 mod sandboxes;
 
@@ -21,5 +22,6 @@ pub use attachments::AttachError;
 pub use error::StoreError;
 pub use journal::JournalEntry;
 pub use keys::ApiKeyRecord;
+pub use moment::now;
 pub use open::{Retention, Store};
 pub use sandboxes::{Lifetime, SandboxRecord, Transition, Unfinished};

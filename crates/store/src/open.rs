@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use time::OffsetDateTime;
 
 use crate::StoreError;
-use crate::sandboxes::micros;
+use crate::moment::micros;
 
 /// One step per format, applied in order; `user_version` counts the steps done. Append only.
 const MIGRATIONS: &[&str] = &[

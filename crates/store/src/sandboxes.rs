@@ -9,6 +9,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use crate::journal::append;
+use crate::moment::{from_micros, micros};
 use crate::{Store, StoreError};
 
 /// A sandbox as it is remembered.
@@ -333,14 +334,4 @@ fn kind(state: State) -> String {
 /// SQLite's integers are signed; a time to live is far below 2^63.
 fn signed(seconds: u64) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX)
-}
-
-/// Times are kept as microseconds since 1970.
-pub(crate) fn micros(time: OffsetDateTime) -> i64 {
-    i64::try_from(time.unix_timestamp_nanos() / 1_000).unwrap_or(i64::MAX)
-}
-
-pub(crate) fn from_micros(micros: i64) -> Result<OffsetDateTime, StoreError> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000)
-        .map_err(|_| StoreError::Damaged("time"))
 }

@@ -20,7 +20,7 @@ pub const BUFFER: u32 = 256 * 1024;
 /// First port that needs no privilege: `LAST_RESERVED_PORT` of Linux' `af_vsock.c`, and one more.
 const FIRST_FREE_PORT: u32 = 1024;
 
-/// The guest sent more than it had credit for.
+/// The guest sent more than it knew to have room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overrun;
 
@@ -93,9 +93,10 @@ impl Connection {
         self.update_due |= packet.op == op::CREDIT_REQUEST;
     }
 
-    /// Notes that `len` bytes have come.
+    /// Notes that `len` bytes have come. What counts is the room that the guest knows of: one that
+    /// sends into room it was not told of would get further ahead of `announced` with each packet.
     pub fn receive(&mut self, len: u32) -> Result<(), Overrun> {
-        if len > BUFFER - self.received.wrapping_sub(self.taken) {
+        if len > BUFFER - self.received.wrapping_sub(self.announced) {
             return Err(Overrun);
         }
         self.received = self.received.wrapping_add(len);
@@ -196,6 +197,9 @@ mod tests {
         assert_eq!(connection.receive(1), Err(Overrun));
         assert_eq!(connection.receive(0), Ok(()));
         connection.take(10);
+        assert_eq!(connection.receive(10), Err(Overrun), "it was not told of that room");
+        assert!(connection.saved().is_possible());
+        connection.packet(op::CREDIT_UPDATE, 0);
         assert_eq!(connection.receive(11), Err(Overrun));
         assert_eq!(connection.receive(u32::MAX), Err(Overrun));
         assert_eq!(connection.receive(10), Ok(()));
