@@ -86,14 +86,16 @@ fn begin_and_leave(server: &Server, class: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The shortest of a few creates.
-fn quickest(client: &Client, class: &Value) -> Result<Duration> {
-    let mut best = Duration::MAX;
-    for _ in 0..5 {
-        let begin = Instant::now();
-        let sandbox = client.create(class)?;
-        best = best.min(begin.elapsed());
-        sandbox.delete()?;
+/// The shortest creates of two kinds, in turns: what else the host does slows both down.
+fn quickest(client: &Client, kinds: [&Value; 2]) -> Result<[Duration; 2]> {
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..8 {
+        for (kind, best) in kinds.into_iter().zip(&mut best) {
+            let begin = Instant::now();
+            let sandbox = client.create(kind)?;
+            *best = begin.elapsed().min(*best);
+            sandbox.delete()?;
+        }
     }
     Ok(best)
 }
@@ -170,8 +172,7 @@ fn a_size_is_prepared_once_and_is_then_as_fast_as_the_default() -> Result<()> {
     let there = || client.get("/v1/stats").is_ok_and(|a| a.json()["zygotes"] == wanted);
     let stats = || client.get("/v1/stats").map(|a| a.text()).unwrap_or_default();
     ensure!(wait_until(Duration::from_secs(120), there), "no zygote of it: {}", stats());
-    let own = quickest(&client, &json!({ "template": "base" }))?;
-    let other = quickest(&client, &class)?;
+    let [own, other] = quickest(&client, [&json!({ "template": "base" }), &class])?;
     eprintln!("the template's own size {own:?}, another {other:?}");
     ensure!(other <= own * 2, "{other:?} is more than twice {own:?}");
     Ok(())
