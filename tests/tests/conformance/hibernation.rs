@@ -53,7 +53,7 @@ fn nothing_is_lost_however_often_it_sleeps() -> Result<()> {
     let before = sandbox.output(names)?;
     count(&sandbox, 1)?;
     let machines = server.processes().len();
-    let naps = number("PANDASTACK_TEST_NAPS", 40_usize);
+    let naps = number("PANDASTACK_TEST_NAPS", 200_usize);
     for nap in 0..naps {
         let step = format!("nap {nap} of {naps}");
         let pid = sandbox.pid()?;
