@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{doctor, run, sandbox, serve, template, volume};
+use crate::{doctor, run, sandbox, serve, snapshot, template, volume};
 
 /// Runs untrusted code in throwaway microVMs.
 #[derive(Parser, Clone, Debug)]
@@ -51,6 +51,9 @@ pub enum Command {
     /// Work with the sandboxes of a running server
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::Command),
+    /// List and delete snapshots, which outlive their sandboxes
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Build and list templates, what sandboxes are copies of
     #[command(subcommand)]
     Template(template::Command),

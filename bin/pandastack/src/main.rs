@@ -25,6 +25,7 @@ mod hold;
 mod logging;
 mod network;
 mod output;
+mod prefix;
 mod previews;
 mod private_file;
 mod progress;
@@ -33,6 +34,7 @@ mod sandbox;
 mod serve;
 mod server;
 mod signals;
+mod snapshot;
 mod status;
 mod template;
 mod terminal;
@@ -77,6 +79,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Status> 
         Command::Run(args) => run::run(args, context).await,
         Command::Sandbox(command) => sandbox::run(command, context).await,
         Command::Template(command) => template::run(command, context).await,
+        Command::Snapshot(command) => snapshot::run(command, context).await,
         Command::Volume(command) => volume::run(command, context).await,
         Command::Doctor(args) => doctor::run(args, context).await,
         Command::Version => version(context),

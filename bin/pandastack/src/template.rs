@@ -23,7 +23,10 @@ use crate::{dirs, output, terminal};
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
     /// List the templates
-    #[command(after_help = "Examples:\n  pandastack template ls\n  pandastack template ls --json")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  pandastack template ls\n  pandastack template ls --json"
+    )]
     Ls(Place),
     /// Build templates, so that the first sandbox need not wait
     #[command(after_help = "\

@@ -25,14 +25,17 @@ A sandbox finds it at /volumes/NAME. It takes the host's disk only for what is w
     Create(CreateArgs),
     /// List the volumes
     #[command(
-        visible_alias = "ls",
-        after_help = "Examples:\n  pandastack volume list\n  pandastack volume list --json"
+        visible_alias = "list",
+        after_help = "Examples:\n  pandastack volume ls\n  pandastack volume ls --json"
     )]
-    List,
+    Ls,
     /// Show one volume
-    #[command(after_help = "Examples:\n  pandastack volume show data\n  \
-                            pandastack volume show data --json")]
-    Show(Named),
+    #[command(
+        alias = "show",
+        after_help = "Examples:\n  pandastack volume get data\n  \
+                      pandastack volume get data --json"
+    )]
+    Get(Named),
     /// Delete volumes and everything in them; refused while a sandbox has one
     #[command(after_help = "Examples:\n  pandastack volume rm data\n  \
                             pandastack volume rm data models")]
@@ -97,7 +100,7 @@ pub async fn run(command: Command, context: Context) -> anyhow::Result<Status> {
                 output::line(view.name.as_str())?;
             }
         }
-        Command::List => {
+        Command::Ls => {
             let all: Vec<VolumeView> = client.get("/v1/volumes").await?;
             if context.json {
                 output::json(&all)?;
@@ -106,7 +109,7 @@ pub async fn run(command: Command, context: Context) -> anyhow::Result<Status> {
                 output::table(["NAME", "SIZE", "ON DISK", "CREATED"], &rows)?;
             }
         }
-        Command::Show(Named { name }) => {
+        Command::Get(Named { name }) => {
             let view: VolumeView = client.get(&format!("/v1/volumes/{name}")).await?;
             if context.json {
                 output::json(&view)?;

@@ -15,8 +15,8 @@ use pandastack_types::{SandboxId, SandboxView};
 
 use crate::cli::Context;
 use crate::client::Client;
-use crate::config;
 use crate::status::Status;
+use crate::{config, prefix};
 
 pub use manage::{CreateArgs, create};
 
@@ -27,7 +27,10 @@ pub enum Command {
     #[command(after_help = manage::CREATE_EXAMPLES)]
     Create(CreateArgs),
     /// List the sandboxes
-    #[command(after_help = "Examples:\n  pandastack sandbox ls\n  pandastack sandbox ls --json")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  pandastack sandbox ls\n  pandastack sandbox ls --json"
+    )]
     Ls,
     /// Show one sandbox
     #[command(after_help = "Examples:\n  pandastack sandbox get 1b9d\n  \
@@ -40,8 +43,11 @@ pub enum Command {
     #[command(after_help = cp::EXAMPLES)]
     Cp(cp::Args),
     /// End sandboxes and delete everything of them
-    #[command(after_help = "Examples:\n  pandastack sandbox kill 1b9d\n  \
-                            pandastack sandbox kill 1b9d 77aa")]
+    #[command(
+        visible_alias = "rm",
+        after_help = "Examples:\n  pandastack sandbox kill 1b9d\n  \
+                      pandastack sandbox kill 1b9d 77aa"
+    )]
     Kill(Several),
     /// Show what a sandbox has printed
     #[command(after_help = logs::EXAMPLES)]
@@ -142,38 +148,5 @@ async fn resolve(client: &Client, text: &str) -> anyhow::Result<SandboxId> {
         return Ok(id);
     }
     let all: Vec<SandboxView> = client.get("/v1/sandboxes").await?;
-    only_match(text, all.iter().map(|view| view.id))
-}
-
-fn only_match(text: &str, ids: impl Iterator<Item = SandboxId>) -> anyhow::Result<SandboxId> {
-    let prefix = text.to_ascii_lowercase();
-    let fitting: Vec<_> = ids.filter(|id| id.to_string().starts_with(&prefix)).collect();
-    match fitting.as_slice() {
-        _ if prefix.is_empty() => anyhow::bail!("the id of the sandbox is empty"),
-        [id] => Ok(*id),
-        [] => anyhow::bail!("there is no sandbox {text:?}; `pandastack sandbox ls` lists them"),
-        several => {
-            let several: Vec<_> = several.iter().map(ToString::to_string).collect();
-            anyhow::bail!("{text:?} could be any of {}", several.join(", "))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefix_must_mean_one_sandbox() {
-        let ids = ["1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed", "1b9e0000-bbfd-4b2d-9b5d-ab8dfbbd4bed"];
-        let ids = || ids.iter().map(|id| id.parse::<SandboxId>().unwrap());
-        assert_eq!(
-            only_match("1B9D", ids()).unwrap().to_string(),
-            ids().next().unwrap().to_string()
-        );
-        assert!(only_match("1b9", ids()).unwrap_err().to_string().contains("could be any of"));
-        for bad in ["2", "", "*"] {
-            assert!(only_match(bad, ids()).is_err(), "{bad:?}");
-        }
-    }
+    prefix::meant("sandbox", text, all.iter().map(|view| view.id))
 }

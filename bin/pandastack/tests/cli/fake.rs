@@ -70,6 +70,8 @@ impl Fake {
             .route(&format!("{one}/pause"), post(|| async { StatusCode::NO_CONTENT }))
             .route(&format!("{one}/fork"), post(fork))
             .route(&format!("{one}/snapshots"), post(snapshot))
+            .route("/v1/snapshots", get(snapshots))
+            .route("/v1/snapshots/{id}", delete(|| async { StatusCode::NO_CONTENT }))
             .route(&format!("{one}/lifecycle"), axum::routing::patch(lifecycle))
             .route(&format!("{one}/logs"), get(logs))
             .route(&format!("{one}/ports"), get(ports).post(expose))
@@ -187,11 +189,18 @@ async fn fork(State(shared): Shelf, Path(id): Path<String>, Json(body): Json<Val
 }
 
 async fn snapshot(Path(id): Path<String>) -> Response {
-    let answer = json!({
-        "id": NEW, "sandbox_id": id, "template": "base", "cpu": 1, "memory_mb": 512, "disk_mb": 2048,
-        "engine": "qemu", "size_bytes": 1, "created_at": "2026-01-01T00:00:00Z",
-    });
-    (StatusCode::CREATED, Json(answer)).into_response()
+    (StatusCode::CREATED, Json(snapshot_of(&id))).into_response()
+}
+
+async fn snapshots() -> Response {
+    Json(json!({ "snapshots": [snapshot_of(IDS[0])] })).into_response()
+}
+
+fn snapshot_of(sandbox: &str) -> Value {
+    json!({
+        "id": NEW, "sandbox_id": sandbox, "template": "base", "cpu": 1, "memory_mb": 512,
+        "disk_mb": 2048, "engine": "qemu", "size_bytes": 1, "created_at": "2026-01-01T00:00:00Z",
+    })
 }
 
 async fn logs(Query(query): Query<BTreeMap<String, String>>) -> Response {

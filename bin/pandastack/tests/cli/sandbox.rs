@@ -108,6 +108,18 @@ async fn a_snapshot_is_taken_and_used() {
 }
 
 #[tokio::test]
+async fn snapshots_are_listed_and_deleted_by_the_beginning_of_their_id() {
+    let (fake, program) = pair().await;
+    let output = program.run(&["snapshot", "ls"]).await;
+    assert!(stdout(&output).contains(NEW) && stdout(&output).contains(IDS[0]), "{output:?}");
+    let output = program.run(&["snapshot", "rm", "77aa"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(fake.requests().contains(&format!("DELETE /v1/snapshots/{NEW}")));
+    let output = program.run(&["snapshot", "rm", "88"]).await;
+    assert!(stderr(&output).contains("there is no snapshot \"88\""), "{}", stderr(&output));
+}
+
+#[tokio::test]
 async fn ttl_is_set_from_now() {
     let (fake, program) = pair().await;
     let output = program.run(&["sandbox", "ttl", "1b9d", "3600", "--json"]).await;
