@@ -169,7 +169,8 @@ impl Sandbox {
     /// Process id of its machine.
     pub fn pid(&self) -> Result<u32> {
         let metrics = self.client.get(&self.path("/metrics"))?.json();
-        Ok(metrics["pid"].as_u64().context("a machine has a process")?.try_into()?)
+        let pid = metrics["pid"].as_u64();
+        Ok(pid.with_context(|| format!("a machine has a process: {metrics}"))?.try_into()?)
     }
 
     /// Its object as of now.

@@ -45,6 +45,17 @@ pub struct Server {
 impl Server {
     /// Starts a server and waits until it answers.
     pub fn start(options: Options) -> Result<Self> {
+        let server = Self::begin(options)?;
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    /// Starts one that is killed before it answers anybody.
+    pub fn start_in_vain(options: Options) -> Result<()> {
+        Self::begin(options)?.killed().map(drop)
+    }
+
+    fn begin(options: Options) -> Result<Self> {
         let (data, own) = match options.data {
             Some(data) => (data, None),
             None => {
@@ -80,10 +91,8 @@ impl Server {
             .with_context(|| format!("cannot start {}", program.display()))?;
         let log = fs::File::create(data.join("server.log"))?;
         forward(child.stderr.take().context("stderr")?, log);
-        let server =
-            Self { child, data, url: format!("http://127.0.0.1:{port}"), ended: false, _own: own };
-        server.wait_ready()?;
-        Ok(server)
+        let url = format!("http://127.0.0.1:{port}");
+        Ok(Self { child, data, url, ended: false, _own: own })
     }
 
     /// A server that forks, with a zygote of every template. It takes `--max-sandboxes 64`.

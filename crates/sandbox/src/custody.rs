@@ -38,6 +38,7 @@ use tokio::time::timeout;
 
 use crate::boot::{self, Housed};
 use crate::error::{Chain, CreateError, StartError};
+use crate::fault::{self, Point};
 use crate::limits::Limits;
 use crate::machines::MachineDir;
 use crate::manager::Core;
@@ -239,6 +240,7 @@ impl Core {
         let machine = machine.unwrap_or(Err(EngineError::Deadline("taking over a machine")));
         let machine: Arc<dyn Machine> = Arc::from(machine.map_err(CreateError::Machine)?);
         let housed = Housed { machine: machine.clone(), dir };
+        fault::point(Point::AdoptTaken);
 
         let (state, now) = (record.state, Instant::now());
         let boot_mode = boot::mode_named(&note.boot_mode);
@@ -247,6 +249,7 @@ impl Core {
 
         // Nobody has read its frames since its last gateway ended: none goes anywhere before this.
         let link = network::attach(self, &sandbox, &*machine, sandbox.egress()).await?;
+        fault::point(Point::AdoptAttached);
         machine.agent().set_token(note.token);
         if state == State::Paused {
             machine.pause().await.map_err(CreateError::Machine)?;
@@ -262,6 +265,7 @@ impl Core {
             };
             answered.await.map_err(|error| CreateError::Machine(error.into()))?;
         }
+        fault::point(Point::AdoptAnswered);
         let identity = Identity {
             token: note.token,
             hostname: sandbox.hostname(),

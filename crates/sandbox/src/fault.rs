@@ -101,6 +101,20 @@ points! {
     RecoveryRecords,
     /// It has removed what machines left.
     RecoveryMachines,
+    /// It obeys a machine that another server left running, whose network is not attached yet.
+    AdoptTaken,
+    /// The network is.
+    AdoptAttached,
+    /// The machine has shown that it obeys, and nobody sees it yet.
+    AdoptAnswered,
+    /// The files of a volume are made, where nobody looks.
+    VolumeMade,
+    /// They are on the shelf.
+    VolumePublished,
+    /// They are off the shelf, and not yet removed.
+    VolumeHidden,
+    /// The records say that a sandbox has volumes, and nothing else of it exists.
+    VolumesReserved,
 }
 
 /// Kills the server here if a test wants that.

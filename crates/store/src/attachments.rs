@@ -1,14 +1,13 @@
 //! Who has which volume.
 //!
 //! The invariant, which [`Store::attach`] and an index keep: **a volume has readers or one writer,
-//! never both**. A line is there before anything of the attachment is, and goes after all of it.
+//! never both**. A line is there before anything of the attachment is, and goes after all of it. It
+//! is no part of the journal: that of its sandbox begins with it.
 
 use pandastack_types::{SandboxId, VolumeName};
-use rusqlite::{OptionalExtension, params};
-use serde_json::json;
-use time::OffsetDateTime;
+use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::{Value, json};
 
-use crate::journal::append;
 use crate::{Store, StoreError};
 
 /// Why a sandbox does not get a volume.
@@ -41,7 +40,6 @@ impl Store {
         &self,
         sandbox: SandboxId,
         volumes: &[(VolumeName, bool)],
-        at: OffsetDateTime,
     ) -> Result<(), AttachError> {
         let mut connection = self.lock();
         let tx = connection.transaction()?;
@@ -62,8 +60,6 @@ impl Store {
                 "INSERT INTO attachments (volume, sandbox, read_only) VALUES (?1, ?2, ?3)",
                 params![volume.as_str(), sandbox.to_string(), read_only],
             )?;
-            let payload = json!({ "volume": volume, "read_only": read_only });
-            append(&tx, Some(sandbox), at, "sandbox.volume", &payload)?;
         }
         tx.commit()?;
         Ok(())
@@ -93,4 +89,17 @@ impl Store {
         let sql = "SELECT sandbox FROM attachments WHERE volume = ?1 LIMIT 1";
         Ok(connection.query_row(sql, [volume.as_str()], |row| row.get(0)).optional()?)
     }
+}
+
+/// The volumes of a sandbox, as its first journal line has them.
+pub(crate) fn of_sandbox(
+    connection: &Connection,
+    sandbox: SandboxId,
+) -> Result<Vec<Value>, StoreError> {
+    let sql = "SELECT volume, read_only FROM attachments WHERE sandbox = ?1 ORDER BY rowid";
+    let mut query = connection.prepare_cached(sql)?;
+    let rows = query.query_map([sandbox.to_string()], |row| {
+        Ok(json!({ "name": row.get::<_, String>(0)?, "read_only": row.get::<_, bool>(1)? }))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use crate::journal::append;
 use crate::moment::{from_micros, micros};
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, attachments};
 
 /// A sandbox as it is remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,13 +106,17 @@ impl Store {
         let tx = connection.transaction()?;
         for record in records {
             insert(&tx, record)?;
-            let payload = json!({
+            let mut payload = json!({
                 "template": record.template,
                 "cpu": record.size.cpu,
                 "memory_mb": record.size.memory_mb,
                 "disk_mb": record.size.disk_mb,
                 "machine": record.machine,
             });
+            let volumes = attachments::of_sandbox(&tx, record.id)?;
+            if !volumes.is_empty() {
+                payload["volumes"] = volumes.into();
+            }
             append(&tx, Some(record.id), record.created_at, &kind(record.state), &payload)?;
         }
         tx.commit()?;

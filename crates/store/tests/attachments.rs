@@ -3,7 +3,6 @@
 
 use pandastack_store::{AttachError, Store};
 use pandastack_types::{SandboxId, VolumeName};
-use time::OffsetDateTime;
 
 struct Records {
     store: Store,
@@ -19,7 +18,7 @@ impl Records {
     fn attach(&self, sandbox: SandboxId, volumes: &[(&str, bool)]) -> Result<(), AttachError> {
         let named = |(name, reads): &(&str, bool)| (name.parse().unwrap(), *reads);
         let volumes: Vec<(VolumeName, bool)> = volumes.iter().map(named).collect();
-        self.store.attach(sandbox, &volumes, OffsetDateTime::now_utc())
+        self.store.attach(sandbox, &volumes)
     }
 
     fn holder(&self, volume: &str) -> Option<String> {

@@ -6,11 +6,14 @@
 //! server to the state that it needs, names the point in a file, and does the operation. A point
 //! that the operation does not come to fails the test, and so does one that no operation has.
 //!
-//! What has a machine ends with its server; what is files is there again, whole: a file on the disk
-//! and a value in the memory of a process are compared.
+//! What has a machine ends with its server here, unless its test is about what does not; what is
+//! files is there again, whole: a file on the disk and a value in the memory of a process are
+//! compared.
 
 mod lab;
 mod steps;
+mod survivors;
+mod volumes;
 
 use std::collections::BTreeSet;
 
@@ -59,4 +62,9 @@ matrix! {
     killed_in_a_promotion: Promote,
     killed_in_a_stop: Stop,
     killed_in_a_recovery: Recover,
+    killed_while_it_takes_a_machine_over: Adopt,
+    killed_while_it_makes_a_volume: MakeVolume,
+    killed_in_a_create_with_a_volume: CreateWithVolume,
+    killed_in_a_delete_with_a_volume: DeleteWithVolume,
+    killed_in_a_delete_of_a_volume: DeleteVolume,
 }

@@ -6,6 +6,7 @@ use pandastack_tests::{Client, Sandbox, ended_for, holder, kill};
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, unanswered};
+use crate::{survivors, volumes};
 
 /// An operation with steps that a crash could come between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +26,15 @@ pub enum Step {
     Promote,
     Stop,
     Recover,
+    Adopt,
+    MakeVolume,
+    CreateWithVolume,
+    DeleteWithVolume,
+    DeleteVolume,
 }
 
 impl Step {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::Create,
         Self::Delete,
         Self::DeleteAsleep,
@@ -44,6 +50,11 @@ impl Step {
         Self::Promote,
         Self::Stop,
         Self::Recover,
+        Self::Adopt,
+        Self::MakeVolume,
+        Self::CreateWithVolume,
+        Self::DeleteWithVolume,
+        Self::DeleteVolume,
     ];
 
     /// The points that it comes to, in this order.
@@ -97,27 +108,51 @@ impl Step {
             Self::Promote => &[LimitJournalled, PromoteKept, EndCleared],
             Self::Stop => &[StopClosed, FilesSettled, FilesPublished, StopRested],
             Self::Recover => &[RecoveryEnding, RecoveryRecords, RecoveryMachines],
+            Self::Adopt => {
+                &[RecoveryRecords, RecoveryMachines, AdoptTaken, AdoptAttached, AdoptAnswered]
+            }
+            Self::MakeVolume => &[VolumeMade, VolumePublished],
+            Self::CreateWithVolume => &[
+                VolumesReserved,
+                CreateJournalled,
+                MachineObtained,
+                MachineAdopted,
+                ReadyJournalled,
+                ReadyShown,
+            ],
+            Self::DeleteWithVolume => &[EndJournalled, EndReleased, EndCleared, EndDeleted],
+            Self::DeleteVolume => &[VolumeHidden],
         }
     }
 
     /// Kills a server at each of its points.
     pub fn run(self) -> Result<()> {
+        if self == Self::Adopt {
+            return survivors::taken_over(self);
+        }
         let mut lab = Lab::start(self.needs_forks())?;
         match self {
             Self::DeleteAsleep => self.delete_asleep(&mut lab),
             Self::Wake => self.wake(&mut lab),
             Self::Promote => self.promote(&mut lab),
             Self::Recover => self.recover(&mut lab),
+            Self::MakeVolume => volumes::make(self, &mut lab),
+            Self::CreateWithVolume => volumes::create(self, &mut lab),
+            Self::DeleteWithVolume => volumes::release(self, &mut lab),
+            Self::DeleteVolume => volumes::delete(self, &mut lab),
             _ => self.each(|point| self.at(&mut lab, point)),
         }
     }
 
     /// Whether it begins with a copy of a machine.
     fn needs_forks(self) -> bool {
-        !matches!(self, Self::Create | Self::Delete | Self::Die | Self::Pause | Self::Resume)
+        use Step::*;
+        let volumes = [MakeVolume, CreateWithVolume, DeleteWithVolume, DeleteVolume];
+        ![Create, Delete, Die, Pause, Resume].contains(&self) && !volumes.contains(&self)
     }
 
-    fn each(self, mut at: impl FnMut(Point) -> Result<()>) -> Result<()> {
+    /// Does this for each of its points.
+    pub fn each(self, mut at: impl FnMut(Point) -> Result<()>) -> Result<()> {
         for point in self.points() {
             let begin = std::time::Instant::now();
             at(*point).with_context(|| format!("{self:?}, killed at {point:?}"))?;
@@ -318,7 +353,7 @@ impl Step {
 }
 
 /// Puts something into a sandbox that can be lost: on its disk, and in a process's memory.
-fn furnish(sandbox: Sandbox) -> Result<Sandbox> {
+pub fn furnish(sandbox: Sandbox) -> Result<Sandbox> {
     let line = format!("echo kept > /root/file; {}", holder::start());
     sandbox.output(&line)?;
     let held = sandbox.output(&holder::hold(7))?;
@@ -326,18 +361,25 @@ fn furnish(sandbox: Sandbox) -> Result<Sandbox> {
     Ok(sandbox)
 }
 
-/// It has what was put into it, and was asked so often; afterwards it is deleted.
-fn whole(client: &Client, sandbox: &Sandbox, asked: u32) -> Result<()> {
+/// It has what was put into it, and was asked so often.
+pub fn intact(client: &Client, sandbox: &Sandbox, asked: u32) -> Result<()> {
     let sandbox = sandbox.under(client);
     let found = sandbox.output(&format!("cat /root/file; {}", holder::say()))?;
     ensure!(found == format!("kept\n7 {asked}\n"), "{found:?}");
+    Ok(())
+}
+
+/// The same; afterwards it is deleted.
+fn whole(client: &Client, sandbox: &Sandbox, asked: u32) -> Result<()> {
+    intact(client, sandbox, asked)?;
+    let sandbox = sandbox.under(client);
     let deleted = sandbox.delete()?;
     ensure!(deleted.status == 204, "{}", deleted.text());
     Ok(())
 }
 
 /// Nothing of it is left but the reason of its end.
-fn gone(client: &Client, sandbox: &Sandbox, reasons: &[&str]) -> Result<()> {
+pub fn gone(client: &Client, sandbox: &Sandbox, reasons: &[&str]) -> Result<()> {
     let answer = client.get(&sandbox.path(""))?;
     ensure!(answer.status == 404, "{} {}", answer.status, answer.text());
     ended_for(client, &sandbox.id, reasons)

@@ -23,11 +23,11 @@ use std::time::Duration;
 use pandastack_engine::{Machine, VolumeSource, make_volume, settle_volume};
 use pandastack_store::{AttachError, Store};
 use pandastack_types::{MAX_VOLUMES, SandboxId, VolumeMount, VolumeName, VolumeView};
-use time::OffsetDateTime;
 use tokio::time::timeout;
 
 pub(crate) use self::shelf::VolumeShelf;
 use crate::error::{Chain, CreateError, InvalidRequest, VolumeError};
+use crate::fault::{self, Point};
 use crate::machines::{MachineDir, new_name};
 use crate::manager::{Core, Manager};
 use crate::sandbox::Sandbox;
@@ -69,8 +69,11 @@ impl Manager {
         core.room_for_volume(size_mb)?;
         let out = MachineDir::create(&core.machines, new_name()).map_err(VolumeError::Files)?;
         make_volume(out.path(), size_mb).await.map_err(VolumeError::Engine)?;
+        fault::point(Point::VolumeMade);
         let shelf = core.volumes.clone();
-        blocking(move || shelf.publish(out, &name, size_mb)).await
+        let made = blocking(move || shelf.publish(out, &name, size_mb)).await;
+        fault::point(Point::VolumePublished);
+        made
     }
 
     /// Every volume, by name. One that is damaged is left out.
@@ -201,12 +204,13 @@ impl Core {
         }
         let wanted: Vec<_> =
             volumes.iter().map(|mount| (mount.name.clone(), mount.read_only)).collect();
-        self.store.attach(id, &wanted, OffsetDateTime::now_utc()).map_err(|error| match error {
+        self.store.attach(id, &wanted).map_err(|error| match error {
             AttachError::InUse { volume, holder, writes } => {
                 VolumeError::InUse { name: volume, holder, writes }
             }
             AttachError::Store(error) => VolumeError::Journal(error),
         })?;
+        fault::point(Point::VolumesReserved);
         let given = Some((self.store.clone(), id));
         let mut reserved = Reserved { given, fittings: Vec::new() };
         for (slot, mount) in volumes.iter().enumerate() {

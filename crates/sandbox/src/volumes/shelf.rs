@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::error::{StartError, VolumeError};
+use crate::fault::{self, Point};
 use crate::machines::{MachineDir, new_name};
 
 /// The manifest's file name; the disk has no file of this name.
@@ -107,6 +108,7 @@ impl VolumeShelf {
             io::ErrorKind::NotFound => VolumeError::NotFound(name.clone()),
             _ => VolumeError::Files(error),
         })?;
+        fault::point(Point::VolumeHidden);
         fs::remove_dir_all(&away).map_err(VolumeError::Files)
     }
 }
