@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use pandastack_tests::{
-    Options, Sandbox, Server, engine, every, holder_of, is_alive, kill, names_in, skip, wait_until,
+    Options, Sandbox, Server, ended_for, engine, every, holder_of, is_alive, kill, names_in, skip,
+    wait_until,
 };
 use serde_json::{Value, json};
 
@@ -153,6 +154,8 @@ fn without_a_server_a_sandbox_ends_in_time() -> Result<()> {
     assert_eq!(client.get("/v1/sandboxes")?.json(), json!([]));
     assert_eq!(server.machine_dirs(), 0);
     assert_eq!(timed.under(&client).get()?.status, 404);
+    ended_for(&client, &timed.id, &["ttl"])?;
+    ended_for(&client, &endless.id, &["server_crash"])?;
     drop((server, keep));
     Ok(())
 }

@@ -183,6 +183,32 @@ fn many_children_come_in_order_and_a_chain_of_forks_goes_deep() -> Result<()> {
 }
 
 #[test]
+fn the_last_of_a_chain_of_forks_can_still_be_kept_and_begins_another() -> Result<()> {
+    let server = forking(&["--max-sandboxes", "64"])?;
+    let client = server.client();
+    let mut last = client.base()?;
+    last.output("echo kept > /dev/shm/file")?;
+    let mut length = 0;
+    while let Ok(mut children) = last.fork(1) {
+        last.delete()?;
+        last = children.pop().context("a child")?;
+        length += 1;
+    }
+    assert!(length > 20, "{length} generations");
+    // However often it is asked, the answer is the same.
+    for _ in 0..2 {
+        let refused = client.post(&last.path("/fork"), &json!({}))?;
+        assert_eq!(refused.status, 501, "{}", refused.text());
+        assert!(refused.text().contains("hibernate this sandbox once"), "{}", refused.text());
+    }
+    let snapshot = last.snapshot()?;
+    assert_eq!(client.thaw(&snapshot)?.fork(1)?[0].output("cat /dev/shm/file")?, "kept\n");
+    last.hibernate()?;
+    assert_eq!(last.fork(2)?[1].output("cat /dev/shm/file")?, "kept\n");
+    Ok(())
+}
+
+#[test]
 fn any_process_of_a_family_may_be_killed_and_the_others_live() -> Result<()> {
     let server = forking(&[])?;
     let client = server.client();

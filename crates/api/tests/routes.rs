@@ -258,6 +258,8 @@ async fn the_story_of_a_sandbox_outlives_it() {
     let all = server.get("/v1/events").await;
     assert_eq!(kinds(&all).len(), 6);
     let next = all.json()["next"].as_u64().unwrap();
+    let none = server.get("/v1/events?tail=0").await;
+    assert_eq!((kinds(&none).len(), none.json()["next"].as_u64()), (0, Some(next)));
     server.call(Method::DELETE, &second, "").await;
     let since = server.get(&format!("/v1/events?after={next}")).await;
     assert_eq!(kinds(&since), life[2..]);

@@ -22,6 +22,7 @@ pub mod agent;
 mod disk;
 mod error;
 mod files;
+mod generations;
 pub mod kvm;
 mod machine;
 mod process;
@@ -35,4 +36,6 @@ mod wire;
 
 pub use disk::volume::{VolumeSource, make as make_volume, settle as settle_volume};
 pub use error::EngineError;
-pub use machine::{Bake, BakeLog, Engine, Exit, Forked, GuestImage, Kept, Machine, Stages, Usage};
+pub use machine::{
+    After, Bake, BakeLog, Engine, Exit, Forked, GuestImage, Kept, Machine, Stages, Usage,
+};

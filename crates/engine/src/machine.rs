@@ -44,6 +44,15 @@ pub struct Bake {
     pub key: String,
 }
 
+/// What becomes of a machine that a snapshot was taken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// It goes on as it was.
+    GoesOn,
+    /// It is about to end, since it is files now: what is kept back for that may be used up.
+    Ends,
+}
+
 /// Gets one line per step of a bake.
 pub type BakeLog<'a> = dyn Fn(&str) + Send + Sync + 'a;
 
@@ -171,7 +180,12 @@ pub trait Machine: Send + Sync {
     /// content is then that of a [`Bake`] of the same image and size, independent of everything
     /// else. The machine goes on as it was after milliseconds; writing takes longer. `scratch`
     /// is an existing empty directory that is used meanwhile and stays the caller's to remove.
-    async fn snapshot(&self, _scratch: &Path, _out: &Path) -> Result<(), EngineError> {
+    async fn snapshot(
+        &self,
+        _scratch: &Path,
+        _out: &Path,
+        _then: After,
+    ) -> Result<(), EngineError> {
         Err(EngineError::NoFork("this engine does not fork".into()))
     }
 

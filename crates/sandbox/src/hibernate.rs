@@ -17,6 +17,7 @@ use std::fmt::Display;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
+use pandastack_engine::After;
 use pandastack_engine::agent::Identity;
 use pandastack_types::{EndReason, SandboxId, SnapshotId, State};
 use tokio::task::JoinHandle;
@@ -78,7 +79,7 @@ impl Owner {
         self.sandbox.clock.pause(Instant::now());
         fault::point(Point::HibernatePaused);
         let (core, shelf) = (&self.core, &self.core.hibernated);
-        core.keep(&self.sandbox, shelf, place(self.sandbox.id()))
+        core.keep(&self.sandbox, shelf, place(self.sandbox.id()), After::Ends)
             .await
             .map_err(|error| LifecycleError::NotHibernated(Box::new(error)))?;
         stages.mark("files");

@@ -29,7 +29,7 @@ pub(crate) struct Change {
     pub(crate) persistent: Option<bool>,
     pub(crate) ttl_mode: Option<TtlMode>,
     pub(crate) idle_timeout: Option<u64>,
-    /// Forgets a time to live that was chosen, for what a create gives that chooses none.
+    /// Gives it what a create gives that chooses no time, if that is longer than what it has left.
     pub(crate) as_created: bool,
 }
 
@@ -120,9 +120,11 @@ impl Limits {
         let default = if persistent { 0 } else { self.default_ttl };
         let timing = match change.ttl_seconds {
             Some(ttl) => Self::with_ttl(ttl, true, now),
-            None if change.as_created || flipped && !self.chosen => {
-                Self::with_ttl(default, false, now)
+            None if change.as_created => {
+                let created = Self::with_ttl(default, false, now);
+                if self.outlasts(&created) { self } else { created }
             }
+            None if flipped && !self.chosen => Self::with_ttl(default, false, now),
             // What counted something else so far begins to count now, and is not over at once.
             None if change.ttl_mode.is_some_and(|mode| mode != self.ttl_mode) => {
                 Self::with_ttl(self.ttl_seconds, self.chosen, now)
@@ -132,6 +134,15 @@ impl Limits {
         let idle_timeout = change.idle_timeout.unwrap_or(self.idle_timeout);
         let ttl_mode = change.ttl_mode.unwrap_or(self.ttl_mode);
         Self { persistent, default_ttl: self.default_ttl, idle_timeout, ttl_mode, ..timing }
+    }
+
+    /// Whether these are not over before the others.
+    fn outlasts(&self, other: &Self) -> bool {
+        match (self.deadline, other.deadline) {
+            (None, _) => true,
+            (Some(own), Some(other)) => own >= other,
+            (Some(_), None) => false,
+        }
     }
 
     fn with_ttl(ttl_seconds: u64, chosen: bool, now: Instant) -> Self {
@@ -224,9 +235,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_chosen_can_be_forgotten() {
+    fn what_is_promoted_has_as_long_as_a_create_gives_and_no_shorter() {
         let now = Instant::now();
         let forget = Change { as_created: true, ..Change::default() };
+        for longer in [0, 3600, 86_400] {
+            let chosen = Limits::new(Some(longer), false, 3600, now);
+            assert_eq!(chosen.changed(forget, now), chosen);
+        }
         for persistent in [false, true] {
             let chosen = Limits::new(Some(9), persistent, 3600, now).changed(forget, now);
             assert_eq!(chosen, Limits::new(None, persistent, 3600, now));

@@ -61,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) volumes: VolumeShelf,
     /// The turn to change which volumes there are, or who has them.
     pub(crate) volume_turn: tokio::sync::Mutex<()>,
+    /// Held while one of a tree is promoted.
+    pub(crate) promotions: tokio::sync::Mutex<()>,
     /// Turns to write a snapshot.
     pub(crate) writing: Semaphore,
     /// Owners and their helpers; empty means that nothing is left.
@@ -116,6 +118,7 @@ impl Manager {
             hibernated,
             volumes,
             volume_turn: tokio::sync::Mutex::default(),
+            promotions: tokio::sync::Mutex::default(),
             writing: Semaphore::new(1),
             admission: Arc::new(Admission::new(&config, machines.clone())),
             registry: Mutex::default(),

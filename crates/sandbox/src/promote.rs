@@ -38,6 +38,8 @@ impl Manager {
         tree: Option<&str>,
         cleanup_siblings: bool,
     ) -> Result<Promoted, PromoteError> {
+        // One at a time: of two siblings that are promoted at once, one is gone for the other.
+        let _turn = self.core.promotions.lock().await;
         let winner = self.get(id)?;
         let own = metadata::tree(&winner.birth.metadata).ok_or(PromoteError::NoTree(id))?;
         if tree.is_some_and(|tree| tree != own) {

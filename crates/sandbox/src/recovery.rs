@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use pandastack_engine::{Bake, Engine};
 use pandastack_store::{SandboxRecord, Store, StoreError, Transition, Unfinished};
-use pandastack_types::{EndReason, SandboxId, SnapshotId, State, VolumeMount};
+use pandastack_types::{EndReason, SandboxId, SnapshotId, State, TtlMode, VolumeMount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -95,7 +95,10 @@ pub(crate) fn clean(
             continue;
         }
         tracing::info!(sandbox = %record.id, state = %record.state, "ended with its server");
-        let reason = record.reason.or(Some(EndReason::ServerCrash));
+        let reason = match runs && is_over(store, record.id)? {
+            true => Some(EndReason::Ttl),
+            false => record.reason.or(Some(EndReason::ServerCrash)),
+        };
         end(store, record.id, record.state, reason)?;
         left.ended.push(record.id);
     }
@@ -148,6 +151,15 @@ fn whole(store: &Store, id: SandboxId) -> Result<Option<SandboxRecord>, StartErr
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the time of a sandbox passed while there was no server: then it had to end, whatever it
+/// was that ended it.
+fn is_over(store: &Store, id: SandboxId) -> Result<bool, StartError> {
+    let lifetime = whole(store, id)?.map(|record| record.lifetime);
+    let counts_time = lifetime.filter(|lifetime| lifetime.ttl_mode == TtlMode::Wall);
+    let ends_at = counts_time.and_then(|lifetime| lifetime.ends_at);
+    Ok(ends_at.is_some_and(|end| end <= OffsetDateTime::now_utc()))
 }
 
 /// Records the end of a sandbox of which nothing is left, or is about to be.

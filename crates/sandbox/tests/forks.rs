@@ -342,6 +342,24 @@ async fn a_forged_place_in_a_tree_is_not_believed() {
 }
 
 #[tokio::test]
+async fn of_siblings_that_are_promoted_at_once_one_stays() {
+    let world = world();
+    let parent = transient(&world).await;
+    for _ in 0..5 {
+        let request = ForkRequest { count: Some(2), tree: true, ..ForkRequest::default() };
+        let tree = world.manager.fork(parent.id(), request).await.unwrap();
+        let promote = |index: usize| world.manager.promote(tree.children[index].id, None, true);
+        let (first, second) = tokio::join!(promote(0), promote(1));
+        let kept = [&first, &second].into_iter().filter(|outcome| outcome.is_ok()).count();
+        assert_eq!(kept, 1, "{first:?} {second:?}");
+        let winner = first.or(second).unwrap().winner;
+        let left: Vec<_> = world.manager.list().iter().map(|view| view.id).collect();
+        assert!(left.len() == 2 && left.contains(&winner), "{left:?}");
+        world.manager.get(winner).unwrap().delete().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_promoted_child_stays_and_its_siblings_go() {
     let world = world();
     let parent = transient(&world).await;

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use pandastack_engine::Machine;
+use pandastack_engine::{After, Machine};
 use pandastack_tests::deadline;
 
 use self::engine::{Bench, output, start};
@@ -174,7 +174,7 @@ async fn a_wire_that_nobody_reads_holds_up_nobody() -> Result<()> {
     in_time("run", machine.run()).await??;
     let copies = in_time("a fork", bench.fork(&*machine, &["copy"])).await??;
     let (scratch, out) = (bench.directory("scratch")?, bench.directory("snapshot")?);
-    in_time("a snapshot", machine.snapshot(&scratch, &out)).await??;
+    in_time("a snapshot", machine.snapshot(&scratch, &out, After::GoesOn)).await??;
 
     // Whoever reads at last finds whole frames, and among them what the guest sends from now on.
     for (name, machine) in [("the machine", &*machine), ("its copy", &*copies[0])] {

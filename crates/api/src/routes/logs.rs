@@ -82,8 +82,11 @@ pub(crate) async fn all_events(
 ) -> Result<Json<Value>, ApiError> {
     let after = query.count("after")?.map(|number| number as u64);
     let count = query.count("tail")?.unwrap_or(DEFAULT_EVENTS).min(MAX_STORY as usize);
-    let entries = api.manager.stories(after, count).map_err(journal)?;
+    // Who asks for none wants to know where to go on from.
+    let fetched = if after.is_none() { count.max(1) } else { count };
+    let mut entries = api.manager.stories(after, fetched).map_err(journal)?;
     let next = entries.last().map(|entry| entry.number).or(after).unwrap_or_default();
+    entries.truncate(count);
     let events: Vec<_> = entries.into_iter().map(|entry| entry.event).collect();
     Ok(Json(json!({ "events": events, "next": next })))
 }

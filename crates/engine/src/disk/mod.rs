@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use pandastack_vmm::disk::merge;
 
 use crate::error::{EngineError, file_error};
+use crate::machine::After;
 use crate::{files, sparse};
 
 pub(crate) use self::ext4::make as make_ext4;
@@ -57,6 +58,9 @@ fn layers_in(place: &Place) -> Vec<PathBuf> {
 /// Makes one of the frozen layers in the place of a bake of a disk of `bytes`, if there are so
 /// many that machines made of it, and bakes of those, would soon have too many. Takes as long as
 /// copying what they hold. Blocks.
+///
+/// Whenever it is cut off, the layers mean what they meant: the merged one takes the place of the
+/// lowest, and whatever is above the first gap is none ([`drop_strays`]).
 pub(crate) fn flatten(place: &Place, bytes: u64) -> Result<(), EngineError> {
     let layers = layers_in(place);
     if layers.len() < FLATTEN_AT {
@@ -65,12 +69,24 @@ pub(crate) fn flatten(place: &Place, bytes: u64) -> Result<(), EngineError> {
     let files = layers.iter().map(|layer| files::open(layer)).collect::<Result<_, _>>()?;
     let merged = place.spare();
     let into = new_layer(&merged, bytes)?;
+    let written = into.try_clone().map_err(|e| file_error("open", &merged, e))?;
     merge(files, into, bytes)
         .map_err(|e| file_error("write", &merged, io::Error::other(e.to_string())))?;
-    for layer in &layers {
-        fs::remove_file(layer).map_err(|e| file_error("remove", layer, e))?;
-    }
-    fs::rename(&merged, &layers[0]).map_err(|e| file_error("rename", &merged, e))
+    written.sync_all().map_err(|e| file_error("write", &merged, e))?;
+    // Those above it have nothing in them that is newer.
+    fs::rename(&merged, &layers[0]).map_err(|e| file_error("rename", &merged, e))?;
+    layers[1..].iter().try_for_each(|layer| remove(layer))
+}
+
+/// Removes what a [`flatten`] that was cut off has left above the first gap: it would be a layer
+/// again as soon as the gap is filled.
+pub(crate) fn drop_strays(place: &Place) -> Result<(), EngineError> {
+    let strays = (layers_in(place).len()..MAX_LAYERS).map(|index| place.layer(index));
+    strays.filter(|path| path.exists()).try_for_each(|path| remove(&path))
+}
+
+fn remove(layer: &Path) -> Result<(), EngineError> {
+    fs::remove_file(layer).map_err(|e| file_error("remove", layer, e))
 }
 
 /// Makes an empty top layer for a disk of `bytes` in the place of a machine.
@@ -133,11 +149,18 @@ impl Disk {
         Ok(Self { place: place.clone(), bytes: self.bytes, base: clone(&self.base)?, frozen })
     }
 
-    /// Makes the empty layer that is to be put on top, or opens one that was made in vain.
-    pub fn spare(&self) -> Result<File, EngineError> {
-        if self.frozen.len() >= MAX_LAYERS {
+    /// Makes the empty layer that is to be put on top, or opens one that was made in vain. The
+    /// last layer is kept for a machine that is about to end: whatever was done with it before, it
+    /// can still be made files.
+    pub fn spare(&self, then: After) -> Result<File, EngineError> {
+        let most = match then {
+            After::GoesOn => MAX_LAYERS - 1,
+            After::Ends => MAX_LAYERS,
+        };
+        if self.frozen.len() >= most {
             return Err(EngineError::NoFork(format!(
-                "its disk has {MAX_LAYERS} layers, the most that a disk may have"
+                "its disk has {most} layers, one for each time that it was forked or snapshotted \
+                 after it had written; hibernate it once, which makes them one"
             )));
         }
         let path = self.place.spare();
@@ -219,8 +242,8 @@ mod tests {
         top.set_len(qcow2::EMPTY_BYTES + 1).unwrap();
         assert!(disk.written().unwrap());
 
-        drop(disk.spare().unwrap());
-        drop(disk.spare().unwrap()); // a fork failed in between
+        drop(disk.spare(After::GoesOn).unwrap());
+        drop(disk.spare(After::GoesOn).unwrap()); // a fork failed in between
         assert!(disk.freeze().unwrap().write_all(b"x").is_err(), "it is read-only");
         top.write_all(b"QFI").unwrap();
         assert!(!disk.written().unwrap());
@@ -234,7 +257,7 @@ mod tests {
         let (bake, dir, other) =
             (bake(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (mut disk, _) = Disk::create(&at(&bake), &at(&dir), 1 << 30).unwrap();
-        disk.spare().unwrap();
+        disk.spare(After::GoesOn).unwrap();
         disk.freeze().unwrap();
         new_top(&at(&other), disk.bytes()).unwrap();
         let copy = disk.fork(&at(&other)).unwrap();
@@ -251,7 +274,7 @@ mod tests {
         for left in (1..=FLATTEN_AT).rev() {
             flatten(&at(&dir), 1 << 20).unwrap();
             assert_eq!(layers_in(&at(&dir)).len(), FLATTEN_AT - left);
-            disk.spare().unwrap();
+            disk.spare(After::GoesOn).unwrap();
             disk.freeze().unwrap();
         }
         flatten(&at(&dir), 1 << 20).unwrap();
@@ -261,13 +284,38 @@ mod tests {
     }
 
     #[test]
+    fn layers_mean_the_same_wherever_their_merge_is_cut_off() {
+        let (bake, dir) = (bake(), tempfile::tempdir().unwrap());
+        let (place, bytes) = (at(&dir), 1 << 20);
+        fs::write(bake.path().join(DISK), vec![0; bytes as usize]).unwrap();
+        let (mut disk, _) = Disk::create(&at(&bake), &place, bytes).unwrap();
+        for _ in 0..FLATTEN_AT {
+            disk.spare(After::GoesOn).unwrap();
+            disk.freeze().unwrap();
+        }
+        let strays: Vec<_> = [2, 5].map(|index| place.layer(index)).to_vec();
+        let kept = strays.iter().map(|path| fs::read(path).unwrap()).collect::<Vec<_>>();
+        flatten(&place, bytes).unwrap();
+        for (path, content) in strays.iter().zip(kept) {
+            fs::write(path, content).unwrap();
+        }
+        assert_eq!(layers_in(&place).len(), 1, "what is above the gap is none");
+        drop_strays(&place).unwrap();
+        assert!(!strays.iter().any(|path| path.exists()));
+        assert_eq!(layers_in(&place).len(), 1);
+    }
+
+    #[test]
     fn a_stack_has_an_end() {
         let (bake, dir) = (bake(), tempfile::tempdir().unwrap());
         let (mut disk, _) = Disk::create(&at(&bake), &at(&dir), 1 << 30).unwrap();
-        for _ in 0..MAX_LAYERS {
-            disk.spare().unwrap();
+        for _ in 1..MAX_LAYERS {
+            disk.spare(After::GoesOn).unwrap();
             disk.freeze().unwrap();
         }
-        assert!(matches!(disk.spare(), Err(EngineError::NoFork(_))));
+        assert!(matches!(disk.spare(After::GoesOn), Err(EngineError::NoFork(_))));
+        disk.spare(After::Ends).unwrap();
+        disk.freeze().unwrap();
+        assert!(matches!(disk.spare(After::Ends), Err(EngineError::NoFork(_))));
     }
 }

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 
 use pandastack_vmm::disk::check;
 
-use super::{Disk, Place, ext4, flatten, layers_in, new_top};
+use super::{Disk, Place, drop_strays, ext4, flatten, layers_in, new_top};
 use crate::error::{EngineError, file_error};
 use crate::files;
+use crate::machine::After;
 
 /// Time for the process of the writer before to end.
 const TURN: Duration = Duration::from_secs(10);
@@ -65,6 +66,7 @@ pub fn settle(dir: &Path, to_be_read: bool) -> Result<(), EngineError> {
         }
         _ => {}
     }
+    drop_strays(&place)?;
     if !place.top().exists() {
         // A crash between the two renames of a freeze, or a rewind.
         new_top(&place, bytes)?;
@@ -74,7 +76,7 @@ pub fn settle(dir: &Path, to_be_read: bool) -> Result<(), EngineError> {
         // Not while the process of the last writer is still there.
         lock(&top, &place.top())?;
         if disk.written()? {
-            drop(disk.spare()?);
+            drop(disk.spare(After::Ends)?);
             disk.freeze()?;
         }
     }
@@ -98,6 +100,9 @@ impl VolumeSource {
                     fs::remove_file(place.top())
                         .map_err(|e| file_error("remove", &place.top(), e))?;
                     new_top(&place, bytes)?;
+                    // Nobody else is here, so this is when the layers of many naps become one.
+                    drop_strays(&place)?;
+                    flatten(&place, bytes)?;
                 }
                 let (disk, top) = Disk::open(&place, bytes)?;
                 lock(&top, &place.top())?;

@@ -291,11 +291,7 @@ impl From<Failure> for EngineError {
                 EngineError::Damaged { file: tame(&file), why: tame(&why) }
             }
             Failure::Foreign(why) => EngineError::Foreign(tame(&why)),
-            Failure::TooDeep => EngineError::NoFork(
-                "the kernel nests no more namespaces in those of this machine: \
-                 a chain of forks of forks ends at about 30 generations"
-                    .into(),
-            ),
+            Failure::TooDeep => EngineError::NoFork("the kernel makes no more namespaces".into()),
             other => EngineError::Monitor(tame(&other.to_string())),
         }
     }

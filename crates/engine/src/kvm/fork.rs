@@ -29,7 +29,7 @@ use super::monitor::{Host, Monitor, Ways};
 use super::snapshot::blocking;
 use crate::disk::{self, Disk, Place};
 use crate::process::{Complaints, Process};
-use crate::{Bake, EngineError, files};
+use crate::{After, Bake, EngineError, files};
 
 /// What the machines of one bake have in common.
 pub(super) struct Family {
@@ -134,7 +134,7 @@ impl Body {
 
     /// The layer that is on top now, for reading only, and the one that will be.
     fn layers(&self) -> Result<(File, File), EngineError> {
-        Ok((self.disk.open_top()?, self.disk.spare()?))
+        Ok((self.disk.open_top()?, self.disk.spare(After::GoesOn)?))
     }
 }
 

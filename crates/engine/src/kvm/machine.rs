@@ -17,7 +17,7 @@ use super::snapshot;
 use crate::agent::AgentClient;
 use crate::process::Life;
 use crate::to_its_end::to_its_end;
-use crate::{EngineError, Exit, Forked, Machine, Stages, Usage};
+use crate::{After, EngineError, Exit, Forked, Machine, Stages, Usage};
 
 /// A machine.
 pub(super) struct KvmMachine {
@@ -180,7 +180,7 @@ impl Machine for KvmMachine {
         self.controls.clone().fork(dirs).await
     }
 
-    async fn snapshot(&self, scratch: &Path, out: &Path) -> Result<(), EngineError> {
+    async fn snapshot(&self, scratch: &Path, out: &Path, _then: After) -> Result<(), EngineError> {
         self.controls.clone().snapshot(scratch.to_owned(), out.to_owned()).await
     }
 

@@ -26,6 +26,7 @@ struct Note {
     common: Vec<(u64, u64)>,
     identities: Vec<(u64, u64)>,
     disks: Vec<Noted>,
+    generation: u32,
 }
 
 fn numbers(file: &FileId) -> (u64, u64) {
@@ -43,6 +44,7 @@ pub(super) fn note(family: &Family, body: &Body) -> String {
         common: family.common.iter().map(numbers).collect(),
         identities: body.identities.iter().map(numbers).collect(),
         disks: body.disks.iter().map(QemuDisk::noted).collect(),
+        generation: body.generation,
     };
     // Paths that are no text are the one thing that cannot be written down.
     serde_json::to_string(&note).unwrap_or_default()
@@ -86,6 +88,7 @@ pub(super) async fn adopt(
     let control = emulator.control.take().ok_or_else(missing)?;
     let status = emulator.qmp.execute("query-status", serde_json::Value::Null).await?;
     let running = status["running"] == true;
-    let body = Body { control, identities, disks, dir: dir.to_owned(), running };
+    let (dir, generation) = (dir.to_owned(), note.generation);
+    let body = Body { control, identities, disks, dir, running, generation };
     QemuMachine::adopt(family, Copy { emulator, body }, None)
 }

@@ -57,36 +57,38 @@ impl Control {
             .await
             .map_err(|error| EngineError::Ended(error.to_string()))?;
         self.broken = true;
-        let (steps, pidfd) = self.answer().await?;
+        let (answer, pidfd) = self.hear().await?;
+        // Also if it says no: then it has not forked, and can be asked again.
         self.broken = false;
+        let steps = judge(answer)?;
         let pidfd = pidfd.ok_or_else(|| EngineError::Ended("a fork without a pidfd".into()))?;
         Ok((pidfd, steps))
     }
 
     /// Waits until a new child has its descriptors and threads.
     pub async fn born(&mut self) -> Result<(), EngineError> {
-        self.answer().await.map(drop)
+        let (answer, _) = self.hear().await?;
+        judge(answer).map(drop)
     }
 
-    async fn answer(&self) -> Result<(Steps, Option<OwnedFd>), EngineError> {
+    async fn hear(&self) -> Result<(Answer, Option<OwnedFd>), EngineError> {
         let receiving = self.socket.async_io(Interest::READABLE, receive);
-        let (answer, descriptor) = tokio::time::timeout(DEADLINE, receiving)
+        tokio::time::timeout(DEADLINE, receiving)
             .await
             .map_err(|_| EngineError::Deadline("a fork"))?
-            .map_err(|error| EngineError::Ended(error.to_string()))?;
-        match answer {
-            Answer::Done(steps) => Ok((steps, descriptor)),
-            Answer::Failed { step: Step::Keeper, errno, .. } if TOO_DEEP.contains(&errno) => {
-                Err(EngineError::NoFork(
-                    "the kernel nests no more namespaces in those of this machine: \
-                     a chain of forks of forks ends at about 30 generations"
-                        .into(),
-                ))
-            }
-            Answer::Failed { step, errno, subject } => {
-                let why = io::Error::from_raw_os_error(errno);
-                Err(EngineError::Monitor(format!("fork failed at {step:?} ({subject}): {why}")))
-            }
+            .map_err(|error| EngineError::Ended(error.to_string()))
+    }
+}
+
+fn judge(answer: Answer) -> Result<Steps, EngineError> {
+    match answer {
+        Answer::Done(steps) => Ok(steps),
+        Answer::Failed { step: Step::Keeper, errno, .. } if TOO_DEEP.contains(&errno) => {
+            Err(EngineError::NoFork("the kernel makes no more namespaces".into()))
+        }
+        Answer::Failed { step, errno, subject } => {
+            let why = io::Error::from_raw_os_error(errno);
+            Err(EngineError::Monitor(format!("fork failed at {step:?} ({subject}): {why}")))
         }
     }
 }
@@ -139,7 +141,7 @@ mod tests {
         let failed = Answer::Failed { step: Step::Park, errno: 16, subject: 7 }.encode();
         let deep = Answer::Failed { step: Step::Keeper, errno: 28, subject: -1 }.encode();
         for (bytes, expected) in [
-            (&deep[..], "a chain of forks"),
+            (&deep[..], "no more namespaces"),
             (&failed[..], "fork failed at Park (7)"),
             (b"nonsense", "the machine ended"),
             (&Answer::Done(Steps::default()).encode(), "without a pidfd"),
@@ -149,6 +151,18 @@ mod tests {
             reply(&theirs.control, bytes);
             let error = control.fork(&Request::new(), &[]).await.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_refused_may_be_asked_again() {
+        let (ours, theirs) = channels::open().unwrap();
+        let mut control = Control::new(ours.control).unwrap();
+        let deep = Answer::Failed { step: Step::Keeper, errno: 28, subject: -1 }.encode();
+        for _ in 0..2 {
+            reply(&theirs.control, &deep);
+            let error = control.fork(&Request::new(), &[]).await.unwrap_err();
+            assert!(matches!(error, EngineError::NoFork(_)), "{error}");
         }
     }
 

@@ -15,7 +15,7 @@ use super::machine::QemuMachine;
 use super::qmp::Qmp;
 use crate::agent::AgentClient;
 use crate::to_its_end::to_its_end;
-use crate::{EngineError, Forked, Machine, VolumeSource};
+use crate::{After, EngineError, Forked, Machine, VolumeSource};
 
 /// One machine, as far as it can be controlled.
 pub(super) struct Controls {
@@ -76,10 +76,11 @@ impl Controls {
     pub async fn fork(self: Arc<Self>, dirs: Vec<PathBuf>) -> Result<Forked, EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
+            self.family.host.generations.allow(body.generation, dirs.len())?;
             let cradles = dirs.iter().map(|dir| Cradle::make(&self.family, dir, &body));
             let mut cradles = cradles.collect::<Result<Vec<_>, _>>()?.into_iter();
             let Some(first) = cradles.next() else { return Ok(Forked::default()) };
-            let (first, pause) = body.fork(&self.family, &self.qmp, first).await?;
+            let (first, pause) = body.fork(&self.family, &self.qmp, first, After::GoesOn).await?;
             drop(body);
             let mut copies = vec![first];
             for cradle in cradles {
@@ -101,11 +102,12 @@ impl Controls {
         self: Arc<Self>,
         scratch: PathBuf,
         out: PathBuf,
+        then: After,
     ) -> Result<(), EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
             let cradle = Cradle::make(&self.family, &scratch, &body)?.readable();
-            let (copy, pause) = body.fork(&self.family, &self.qmp, cradle).await?;
+            let (copy, pause) = body.fork(&self.family, &self.qmp, cradle, then).await?;
             drop(body);
             tracing::debug!(?pause, "copied for a snapshot");
             let saved = fork::save(&self.family, &copy, &out).await;

@@ -16,10 +16,9 @@ use serde_json::{Value, json};
 use super::channels::identity;
 use super::command::volume_device;
 use super::qmp::Qmp;
-use crate::EngineError;
-use crate::VolumeSource;
 use crate::disk::volume::lock;
 use crate::disk::{self, Disk, Place};
+use crate::{After, EngineError, VolumeSource};
 
 /// What does not change of a disk while its machine runs.
 #[derive(Serialize, Deserialize)]
@@ -146,11 +145,11 @@ impl QemuDisk {
     }
 
     /// Makes ready for [`QemuDisk::freeze`] what can be made ready while the guest runs.
-    pub async fn prepare(&mut self, qmp: &Qmp) -> Result<(), EngineError> {
+    pub async fn prepare(&mut self, qmp: &Qmp, then: After) -> Result<(), EngineError> {
         if self.spare.is_some() || !self.layers.written()? {
             return Ok(());
         }
-        let file = self.layers.spare()?;
+        let file = self.layers.spare(then)?;
         if self.lasts {
             lock(&file, self.layers.place().dir())?;
         }
@@ -161,11 +160,11 @@ impl QemuDisk {
 
     /// Makes what was written so far immutable, in a machine that stands still: `stop` writes out
     /// what QEMU holds back.
-    pub async fn freeze(&mut self, qmp: &Qmp) -> Result<(), EngineError> {
+    pub async fn freeze(&mut self, qmp: &Qmp, then: After) -> Result<(), EngineError> {
         if !self.layers.written()? {
             return Ok(());
         }
-        self.prepare(qmp).await?;
+        self.prepare(qmp, then).await?;
         let Some(spare) = self.spare else { return Ok(()) };
         let (over, under) = (self.node(self.added + 1), self.node(self.added));
         let arguments = json!({ "node": under, "overlay": over });

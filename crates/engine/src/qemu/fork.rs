@@ -34,7 +34,7 @@ use super::{bake, memory};
 use crate::disk::flatten;
 use crate::error::file_error;
 use crate::files::{self, DIFF, MEMORY, STATE};
-use crate::{Bake, EngineError, sparse};
+use crate::{After, Bake, EngineError, sparse};
 
 /// The mark's name.
 pub(super) const COPYING: &str = "copying";
@@ -61,6 +61,8 @@ pub(super) struct Body {
     pub dir: PathBuf,
     /// Whether its vCPUs run.
     pub running: bool,
+    /// How many forks it is away from a machine that was started.
+    pub generation: u32,
 }
 
 impl Body {
@@ -71,16 +73,17 @@ impl Body {
         family: &Family,
         qmp: &Qmp,
         cradle: Cradle,
+        then: After,
     ) -> Result<(Copy, Duration), EngineError> {
         let copying = Copying::begin(&self.dir)?;
         for disk in &mut self.disks {
-            disk.prepare(qmp).await?;
+            disk.prepare(qmp, then).await?;
         }
         let begin = Instant::now();
         if self.running {
             qmp.execute("stop", Value::Null).await?;
         }
-        let copied = match self.freeze(qmp).await {
+        let copied = match self.freeze(qmp, then).await {
             Ok(()) => self.fork_at_rest(family, cradle).await,
             Err(error) => Err(error),
         };
@@ -94,9 +97,9 @@ impl Body {
         Ok((copied.born().await?, pause))
     }
 
-    async fn freeze(&mut self, qmp: &Qmp) -> Result<(), EngineError> {
+    async fn freeze(&mut self, qmp: &Qmp, then: After) -> Result<(), EngineError> {
         for disk in &mut self.disks {
-            disk.freeze(qmp).await?;
+            disk.freeze(qmp, then).await?;
         }
         Ok(())
     }
@@ -132,7 +135,11 @@ impl Body {
         if !fits || attached.len() > MAX_DESCRIPTORS {
             return Err(EngineError::NoFork("it has too many files".into()));
         }
-        let (pidfd, steps) = self.control.fork(&request, &attached).await?;
+        let forked = self.control.fork(&request, &attached).await;
+        let (pidfd, steps) = forked.map_err(|error| match error {
+            EngineError::NoFork(_) => family.host.generations.refused(self.generation),
+            error => error,
+        })?;
         drop(attached);
         self.disks.iter_mut().for_each(QemuDisk::set_frozen);
         tracing::debug!(dir = %cradle.dir.display(), ?steps, "forked");
@@ -146,7 +153,8 @@ impl Body {
         let disks = self.disks.iter().zip(&cradle.tops).map(forked).collect::<Result<_, _>>()?;
         files::note_pid(&cradle.dir, emulator.process.pid())?;
         let (dir, identities) = (cradle.dir, cradle.identities);
-        let body = Body { control, identities, disks, dir, running: false };
+        let generation = self.generation + 1;
+        let body = Body { control, identities, disks, dir, running: false, generation };
         Ok(Copy { emulator, body })
     }
 }

@@ -15,7 +15,7 @@ use super::fork::{Copy, Family};
 use super::qmp::{Events, Qmp};
 use crate::agent::AgentClient;
 use crate::process::Life;
-use crate::{EngineError, Exit, Forked, Kept, Machine, Stages, Usage, VolumeSource};
+use crate::{After, EngineError, Exit, Forked, Kept, Machine, Stages, Usage, VolumeSource};
 
 /// A machine of the qemu engine.
 pub(super) struct QemuMachine {
@@ -87,8 +87,8 @@ impl Machine for QemuMachine {
         self.controls.clone().fork(dirs).await
     }
 
-    async fn snapshot(&self, scratch: &Path, out: &Path) -> Result<(), EngineError> {
-        self.controls.clone().snapshot(scratch.to_owned(), out.to_owned()).await
+    async fn snapshot(&self, scratch: &Path, out: &Path, then: After) -> Result<(), EngineError> {
+        self.controls.clone().snapshot(scratch.to_owned(), out.to_owned(), then).await
     }
 
     async fn kill(&self) {

@@ -44,6 +44,7 @@ use self::process::{Files, Host};
 use self::runtime::Runtime;
 use crate::error::file_error;
 use crate::files::{self as names, DIFF, MEMORY, STATE};
+use crate::generations::Generations;
 use crate::process::OLD_GROUP;
 use crate::proof::Proof;
 use crate::{Bake, BakeLog, Engine, EngineError, GuestImage, Kept, Machine, tsc};
@@ -79,7 +80,12 @@ impl QemuEngine {
         let cgroups = Cgroups::find();
         cgroups.sweep(OLD_GROUP);
         Ok(Self {
-            host: Arc::new(Host { runtime, filter: Arc::new(Filter::machine()), cgroups }),
+            host: Arc::new(Host {
+                runtime,
+                filter: Arc::new(Filter::machine()),
+                cgroups,
+                generations: Generations::new(),
+            }),
             tsc_khz,
             memories: Loaded::default(),
             proof: Proof::default(),
@@ -189,7 +195,7 @@ impl Engine for QemuEngine {
         let gone = || EngineError::Ended("its control socket was taken".into());
         let control = emulator.control.take().ok_or_else(gone)?;
         let (identities, disks, dir) = (emulator.identities, vec![disk], dir.to_owned());
-        let body = Body { control, identities, disks, dir, running: false };
+        let body = Body { control, identities, disks, dir, running: false, generation: 0 };
         // Adopted in any case: the machine's task also ends and reaps a process that failed.
         let machine = QemuMachine::adopt(family, Copy { emulator, body }, None)?;
         match restored {

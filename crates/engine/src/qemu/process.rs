@@ -14,6 +14,7 @@ use super::control::Control;
 use super::qmp::{Events, Qmp};
 use super::runtime::Runtime;
 use crate::EngineError;
+use crate::generations::Generations;
 use crate::process::{self, Complaints, Process, c_string, into_tokio};
 use pandastack_jail::root::KEEPER;
 
@@ -52,6 +53,7 @@ pub(super) struct Host {
     pub runtime: Runtime,
     pub filter: Arc<Filter>,
     pub cgroups: Cgroups,
+    pub generations: Generations,
 }
 
 impl Host {

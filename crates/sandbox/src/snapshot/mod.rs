@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pandastack_engine::agent::Identity;
-use pandastack_engine::{Bake, EngineError};
+use pandastack_engine::{After, Bake, EngineError};
 use pandastack_policy::Policy;
 use pandastack_proto::Token;
 use pandastack_types::{
@@ -58,7 +58,7 @@ impl Manager {
         }
         let core = &self.core;
         // A server that stops waits until nothing of this is left, and need not wait long.
-        let writing = core.keep(&sandbox, &core.snapshots, SnapshotId::random());
+        let writing = core.keep(&sandbox, &core.snapshots, SnapshotId::random(), After::GoesOn);
         let writing = core.pool.closed.run_until_cancelled(writing);
         let written = core.tasks.track_future(writing).await;
         let view = written.unwrap_or(Err(SnapshotError::ShuttingDown))?;
@@ -97,12 +97,14 @@ impl Manager {
 }
 
 impl Core {
-    /// Copies a running or paused sandbox and writes the copy to a shelf under `id`.
+    /// Copies a running or paused sandbox and writes the copy to a shelf under `id`; `then` says
+    /// what becomes of the sandbox's machine.
     pub(crate) async fn keep(
         &self,
         sandbox: &Sandbox,
         shelf: &SnapshotShelf,
         id: SnapshotId,
+        then: After,
     ) -> Result<SnapshotView, SnapshotError> {
         self.may_fork(sandbox).await?;
         // One after the other: a second one would only make the first one late, and the room on
@@ -118,7 +120,8 @@ impl Core {
         let (scratch, out) = (dir()?, dir()?);
         fault::point(Point::FilesBegun);
         let created_at = OffsetDateTime::now_utc();
-        let Identity { token, machine_id, boot_id, .. } = write(sandbox, &scratch, &out).await?;
+        let Identity { token, machine_id, boot_id, .. } =
+            write(sandbox, &scratch, &out, then).await?;
         fault::point(Point::FilesWritten);
         let names = Some(Names { machine_id, boot_id });
 
@@ -220,10 +223,12 @@ async fn write(
     sandbox: &Sandbox,
     scratch: &MachineDir,
     out: &MachineDir,
+    then: After,
 ) -> Result<Identity, SnapshotError> {
     let live = lock(&sandbox.live).clone();
     let live = live.ok_or_else(|| ForkError::from(sandbox.unavailable()))?;
-    let written = timeout(WRITING, live.machine.snapshot(scratch.path(), out.path())).await;
+    let writing = live.machine.snapshot(scratch.path(), out.path(), then);
+    let written = timeout(WRITING, writing).await;
     let error = match written.unwrap_or(Err(EngineError::Deadline("writing the snapshot"))) {
         Ok(()) => return Ok(live.identity),
         Err(EngineError::NoFork(why)) => return Err(ForkError::Unsupported(why).into()),

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use pandastack_engine::agent::AgentClient;
 use pandastack_engine::{
-    Bake, Engine, EngineError, Exit, Forked, GuestImage, Machine, Stages, Usage, VolumeSource,
+    After, Bake, Engine, EngineError, Exit, Forked, GuestImage, Machine, Stages, Usage,
+    VolumeSource,
 };
 use pandastack_image::{Progress, Stage, Step};
 use pandastack_proto::Token;
@@ -339,7 +340,7 @@ impl Machine for FakeMachine {
         Ok(Forked { machines, pause: Duration::from_millis(2), ..Forked::default() })
     }
 
-    async fn snapshot(&self, scratch: &Path, out: &Path) -> Result<(), EngineError> {
+    async fn snapshot(&self, scratch: &Path, out: &Path, _then: After) -> Result<(), EngineError> {
         let memory = self.shared.memory.lock().unwrap().clone();
         std::fs::write(scratch.join("scratch"), b"x").unwrap();
         std::fs::write(out.join("memory"), serde_json::to_vec(&memory).unwrap()).unwrap();
