@@ -252,11 +252,10 @@ pub(super) enum First {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 /// Methods that no other protocol begins a line with.
 const METHODS: &[&[u8]] = &[b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"];
-/// Longest method.
-const MAX_METHOD: usize = 32;
 
 /// Looks at the first bytes of a flow. Other protocols have lines that begin with a word, too
-/// (`EHLO a.test`); those of HTTP name it at their end.
+/// (`EHLO a.test`); those of HTTP name it at their end, and there are servers that take any word
+/// for a method. So a line that could still be a request is waited for.
 pub(super) fn first(bytes: &[u8]) -> First {
     if bytes.starts_with(PREFACE) {
         return First::Http2;
@@ -264,24 +263,20 @@ pub(super) fn first(bytes: &[u8]) -> First {
     if matches!(bytes, [b'\r' | b'\n' | b' ' | b'\t', ..]) {
         return First::Http; // and not a proper one, as some servers do not mind
     }
-    let method = bytes.iter().take_while(|byte| shouts(**byte)).count();
-    match bytes.get(method) {
-        _ if method > MAX_METHOD => First::Other,
-        None => First::Unclear,
-        Some(b' ' | b'\t') if method > 0 => {
-            let (method, rest) = bytes.split_at(method);
-            match rest
-                .iter()
-                .position(|byte| *byte == b'\n')
-                .and_then(|end| rest.split_at_checked(end))
-            {
-                _ if METHODS.contains(&method) => First::Http,
-                Some((line, [b'\n', ..])) if names_http(line) => First::Http,
-                Some(_) => First::Other, // another line, or what is none
+    let method = bytes.iter().take_while(|byte| is_token(**byte)).count();
+    let (method, rest) = bytes.split_at(method);
+    match rest {
+        [] => First::Unclear,
+        [b' ' | b'\t', ..] if METHODS.contains(&method) => First::Http,
+        [b' ' | b'\t', ..] if !method.is_empty() => {
+            match rest.iter().position(|byte| *byte == b'\n') {
+                Some(end) if names_http(&rest[..end]) => First::Http,
+                Some(_) => First::Other, // another line
+                None if rest.iter().any(|byte| is_binary(*byte)) => First::Other,
                 None => First::Unclear,
             }
         }
-        Some(_) => First::Other,
+        _ => First::Other,
     }
 }
 
@@ -289,8 +284,12 @@ fn names_http(line: &[u8]) -> bool {
     line.windows(5).any(|part| part.eq_ignore_ascii_case(b"HTTP/"))
 }
 
-/// What methods are made of (RFC 9110, 9.1: by convention). A program that says a short word and
-/// waits for an answer is let through at once unless it shouts.
-fn shouts(byte: u8) -> bool {
-    byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_')
+/// What methods are made of (RFC 9110, 5.6.2 and 9.1).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// What is in no line of text.
+fn is_binary(byte: u8) -> bool {
+    byte.is_ascii_control() && !matches!(byte, b'\t' | b'\r')
 }

@@ -182,7 +182,8 @@ fn anything_else_has_no_name_and_no_place_on_the_ports_of_the_web() {
         b"0032git-upload-pack /x\0host=a.test\0",
         b"\x16\x01\x00",
         b"\x80\x00\x02\x03",
-        b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ",
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ\n",
+        b"hello there\n",
     ] {
         let outcome = feed(Check::Name, 5000, flow, &[]);
         assert_eq!((&outcome.forwarded[..], outcome.open), (flow, true), "{flow:?}");
@@ -222,9 +223,22 @@ fn what_a_lenient_server_takes_for_a_request_is_one() {
         let outcome = feed(Check::Name, 5000, flow.as_bytes(), &[]);
         assert!(outcome.refusal.is_some() && outcome.forwarded.is_empty(), "{flow:?}");
     }
-    // A word that nobody shouts is not held back: its server may have to answer first.
+    // Any word is a method to some servers, in pieces too.
+    let long = "m".repeat(300);
+    for method in ["get", "gET", "G3T", "G~T", "a.b", "POSt", &long] {
+        let other = format!("{method} / HTTP/1.1\r\nHost: c.test\r\n\r\n");
+        let upgraded = "GET / HTTP/1.1\r\nHost: a.test\r\nUpgrade: x\r\n\r\n";
+        for cut in [0, 1, method.len(), method.len() + 2] {
+            let outcome = feed(Check::Name, 5000, other.as_bytes(), &[cut]);
+            assert!(outcome.refusal.is_some() && outcome.forwarded.is_empty(), "{method} {cut}");
+            let (flow, cut) = (format!("{upgraded}{other}"), upgraded.len() + cut);
+            let outcome = feed(Check::Name, 80, flow.as_bytes(), &[cut]);
+            assert!(outcome.refusal.is_some(), "{method} {cut}");
+            assert_eq!(outcome.forwarded, upgraded.as_bytes(), "{method} {cut}");
+        }
+    }
     for word in ["said", "hello there", "get"] {
-        assert_eq!(feed(Check::Name, 5000, word.as_bytes(), &[]).forwarded, word.as_bytes());
+        assert!(feed(Check::Name, 5000, word.as_bytes(), &[]).forwarded.is_empty());
     }
     // Of a request without a version there is no more, and it waits for it.
     let outcome = feed(Check::Name, 5000, b"GET /\r\n", &[]);
