@@ -145,6 +145,18 @@ impl Fields {
         }
     }
 
+    /// Refuses members of other names: where one that is misspelt would open more than was meant.
+    pub(crate) fn only(&self, known: &[&str]) -> Result<(), ApiError> {
+        let Some(name) = self.0.keys().find(|name| !known.contains(&name.as_str())) else {
+            return Ok(());
+        };
+        // What a stranger wrote is shown, but not all of it.
+        let shown: String = name.chars().take(32).collect();
+        let known = known.join(", ");
+        let text = format!("unknown field {shown:?}; the fields here are {known}");
+        Err(ApiError::bad_request(text))
+    }
+
     /// A member that is neither absent nor null.
     pub(crate) fn value(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())

@@ -176,6 +176,8 @@ async fn links_carry_their_own_permission_for_their_paths_and_time() {
     let signed = signed.json();
     let token = signed["token"].as_str().unwrap();
     assert_eq!(signed["url"], format!("http://{}/p/{token}/", server.address));
+    let page = signed["preview_url"].as_str().unwrap_or_default();
+    assert!(page.ends_with(&format!("/static?token={token}")), "{page}");
     assert_eq!(signed["port"], 8000);
     assert_eq!(signed["paths"], json!(["/static"]));
     assert!(signed["expires_at"].as_str().unwrap().ends_with('Z'));
@@ -212,9 +214,17 @@ async fn links_carry_their_own_permission_for_their_paths_and_time() {
     let lasting = format!("/p/{}/", lasting["token"].as_str().unwrap());
     server.call(Method::DELETE, &sandbox, "").await;
     assert_eq!(ask(&server, bare("localhost", &lasting)).await.status.as_u16(), 404);
-    for (ttl, paths) in [(0, json!([])), (604_801, json!([])), (60, json!(["x"])), (60, json!([1]))]
-    {
-        let body = json!({ "port": 8000, "ttl_seconds": ttl, "paths": paths });
+    for body in [
+        json!({ "port": 8000, "ttl_seconds": 0 }),
+        json!({ "port": 8000, "ttl_seconds": 604_801 }),
+        json!({ "port": 8000, "paths": ["x"] }),
+        json!({ "port": 8000, "paths": [1] }),
+        json!({ "port": 8000, "paths": [] }),
+        // What was meant to say less must not be taken for saying nothing.
+        json!({ "port": 8000, "path": ["/static"] }),
+        json!({ "port": 8000, "Paths": ["/static"] }),
+        json!({ "port": 8000, "ttl": 60 }),
+    ] {
         let other = server.sandbox().await;
         let answer = server.post(&format!("{other}/preview-token"), &body).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{body}");

@@ -49,6 +49,12 @@ fn the_host_is_out_of_reach() -> Result<()> {
     addresses.extend([HOST_V4, HOST_PUBLIC].map(|a| format!("::ffff:{a}")));
     addresses.extend([HOST_V4, HOST_PUBLIC].map(|a| format!("64:ff9b::{a}")));
     addresses.extend([HOST_V4, HOST_PUBLIC].map(|a| format!("2002:{}::", hex_v4(a))));
+    // What a cloud gives a host besides: no interface has it.
+    let routed = ["2001:db8:78::5", "203.0.113.200"];
+    let public = HOST_PUBLIC.to_string();
+    local_route(&["-6", "route", "add", "local", "2001:db8:78::/64", "dev", "lo"])?;
+    local_route(&["route", "add", "local", routed[1], "dev", "lo", "src", &public])?;
+    addresses.extend(routed.map(str::to_owned));
     let gateways = ["198.18.0.1", "fd50:616e:6461::1", "198.18.0.3", "fe80::1%1"];
     addresses.extend(gateways.map(str::to_owned));
     addresses.extend(["0.0.0.0", "::"].map(str::to_owned));
@@ -81,6 +87,13 @@ fn the_host_is_out_of_reach() -> Result<()> {
     ensure!(outcomes[0].value["connected"] == true && service.accept().is_ok());
     stage
         .open(&sandbox, &[Probe::http(SITE_A, "a.lab", "/"), Probe::http("10.0.0.5", "x", "/")])?;
+    Ok(())
+}
+
+/// Changes the routes of the namespace that this test is in.
+fn local_route(arguments: &[&str]) -> Result<()> {
+    let status = std::process::Command::new("ip").args(arguments).status()?;
+    ensure!(status.success(), "ip {arguments:?}");
     Ok(())
 }
 

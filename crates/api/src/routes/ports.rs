@@ -115,13 +115,21 @@ pub(crate) async fn sign(
     body: Body,
 ) -> Result<Json<PreviewTokenView>, ApiError> {
     let fields = Fields::read(body).await?;
+    fields.only(&["port", "ttl_seconds", "paths"])?;
     let port = port_of(&fields)?;
-    let paths = fields.list("paths")?.unwrap_or_default();
+    let paths = fields.list("paths")?;
+    if paths.as_ref().is_some_and(Vec::is_empty) {
+        let text = "paths is empty, which opens nothing; without it the whole port is opened";
+        return Err(ApiError::bad_request(text));
+    }
+    let paths = paths.unwrap_or_default();
     let id = sandbox.id();
     let of = (id, sandbox.ingress().generation());
     let claims = Claims::asked(of, port, fields.integer("ttl_seconds")?, paths)?;
     let token = api.signer.sign(&claims)?;
-    let site = api.site.url(id, port).map(|site| format!("{site}/?token={token}"));
+    // What it opens, so that whoever follows it is let in.
+    let path = claims.paths.first().map_or("/", String::as_str);
+    let site = api.site.url(id, port).map(|site| format!("{site}{path}?token={token}"));
     Ok(Json(PreviewTokenView {
         url: api.site.base(&headers).url(&format!("{LINK}{token}/")),
         preview_url: site,

@@ -51,16 +51,25 @@ pub enum Place {
     Nowhere,
 }
 
+/// The packets that loopback carries: 65,536 bytes, of which IPv4 has a name for one less. No link to
+/// elsewhere does.
+const LOOPBACK_MTU: u32 = 65_535;
+
 /// Where an address is at this moment, whatever name or interface it came by. The kernel is asked,
-/// without a packet: it would talk to itself from the same address, or from loopback.
+/// without a packet: it would talk to itself from the same address, from loopback, or, if whole
+/// networks are its own by a route (`ip route add local`), over loopback from another address.
 pub fn place(address: IpAddr) -> Place {
-    let ask = || -> io::Result<IpAddr> {
+    let ask = || -> io::Result<(IpAddr, u32)> {
         let socket = connect_udp(SocketAddr::new(address, ANY_PORT))?;
-        Ok(local(&socket)?.ip())
+        let mtu = match address {
+            IpAddr::V4(_) => sockopt::ip_mtu(&socket)?,
+            IpAddr::V6(_) => sockopt::ipv6_mtu(&socket)?,
+        };
+        Ok((local(&socket)?.ip().to_canonical(), mtu))
     };
     match ask() {
-        Ok(from) if from.to_canonical() == address.to_canonical() => Place::Own,
-        Ok(from) if from.to_canonical().is_loopback() => Place::Own,
+        Ok((from, _)) if from == address.to_canonical() || from.is_loopback() => Place::Own,
+        Ok((_, mtu)) if mtu >= LOOPBACK_MTU => Place::Own,
         Ok(_) => Place::Elsewhere,
         Err(_) => Place::Nowhere,
     }
