@@ -57,6 +57,33 @@ pub struct Inspector {
     upgrade: bool,
     /// Whether the server has got anything.
     begun: bool,
+    /// What was asked for last: its body may be on the way, and its answer.
+    latest: Option<Latest>,
+}
+
+/// A request that went out.
+#[derive(Debug)]
+struct Latest {
+    host: Host,
+    method: String,
+    /// Absent if it is too long to be kept.
+    target: Option<String>,
+    overridden: bool,
+}
+
+/// Longest target and method that are kept: twice the longest path of a rule.
+const MAX_KEPT: usize = 2048;
+
+impl Latest {
+    fn of(head: &Head<'_>) -> Option<Self> {
+        let kept = |text: &str| (text.len() <= MAX_KEPT).then(|| text.to_owned());
+        let (host, overridden) = (head.name()?.clone(), head.overridden);
+        let (method, target) = match kept(head.method) {
+            Some(method) => (method, kept(head.target)),
+            None => (String::new(), None),
+        };
+        Some(Self { host, method, target, overridden })
+    }
 }
 
 /// What comes next.
@@ -92,7 +119,7 @@ impl Inspector {
             // It can still be read from its start.
             Check::Name | Check::Requests => (State::First, Check::Requests),
         };
-        Self { check, passed, port, state, upgrade: false, begun: false }
+        Self { check, passed, port, state, upgrade: false, begun: false, latest: None }
     }
 
     /// How many of the bytes may be forwarded. `pending` is all that the guest has sent and that
@@ -138,6 +165,22 @@ impl Inspector {
         } else if check == Check::Nothing && !matches!(self.state, State::Open | State::Refused(_))
         {
             self.open(check);
+        }
+    }
+
+    /// Whether what was asked for last may still be asked for, after a policy has changed and
+    /// [`Inspector::require`]. Nobody who reads one direction knows whether the answer has ended, so
+    /// a connection that is kept for a request to come goes with the last one.
+    pub fn stands(&self, judge: &mut dyn Judge) -> bool {
+        let Some(latest) = &self.latest else { return true };
+        let Latest { host, method, target, overridden } = latest;
+        match (self.check, target) {
+            (Check::Nothing, _) => true,
+            (Check::Name, _) => judge.name(host).is_allow(),
+            (Check::Requests, None) => false,
+            (Check::Requests, Some(target)) => {
+                !overridden && judge.request(&Request { host, method, target }).is_allow()
+            }
         }
     }
 
@@ -251,6 +294,7 @@ impl Inspector {
         };
         let head = http::read_head(bytes).map_err(|what| http(malformed(what)))?;
         self.judge(&head, judge).map_err(|reason| http(Refusal::new(reason).about(&head)))?;
+        self.latest = Latest::of(&head);
         self.upgrade = head.upgrade;
         if head.upgrade {
             self.passed = Check::Name;

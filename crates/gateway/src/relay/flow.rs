@@ -207,7 +207,7 @@ impl Flow {
             Verdict::Allow { rule, check } if check <= passed => {
                 self.rule = rule;
                 self.inspector.require(check);
-                true
+                self.stands(policy, site)
             }
             _ => false,
         }

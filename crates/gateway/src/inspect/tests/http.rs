@@ -269,3 +269,30 @@ fn a_policy_may_ask_for_more_or_for_less() {
     assert_eq!(inside.pass(&[b'x'; 100], &mut rules), Ok(100));
     assert_eq!((inside.is_open(), inside.passed()), (true, Check::Nothing));
 }
+
+#[test]
+fn a_request_that_is_under_way_stands_only_if_it_may_still_be_made() {
+    let long = format!("/{}", "x".repeat(3000));
+    for (target, field, named, asked) in [
+        ("/yes", "", true, true),
+        ("/no", "", true, false),
+        ("/yes", "X-Http-Method-Override: DELETE\r\n", true, false),
+        (&long, "", true, false),
+    ] {
+        let mut rules = Rules::new(Check::Name);
+        let mut inspector = Inspector::new(Check::Name, 80);
+        let head =
+            format!("POST {target} HTTP/1.1\r\nHost: a.test\r\n{field}Content-Length: 9\r\n\r\n");
+        assert_eq!(inspector.pass(head.as_bytes(), &mut rules), Ok(head.len()));
+        inspector.require(Check::Name);
+        assert_eq!(inspector.stands(&mut rules), named, "{target}");
+        inspector.require(Check::Requests);
+        assert_eq!(inspector.stands(&mut Rules::new(Check::Requests)), asked, "{target} {field}");
+        inspector.require(Check::Nothing);
+        assert!(inspector.stands(&mut rules));
+    }
+    assert!(
+        Inspector::new(Check::Name, 80).stands(&mut Rules::new(Check::Name)),
+        "nothing is said"
+    );
+}

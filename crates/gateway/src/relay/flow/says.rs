@@ -38,18 +38,14 @@ impl Flow {
     /// Lets the inspector decide.
     pub(super) fn inspect(&mut self, turn: &mut Turn<'_>) {
         while self.cleared < self.held.len() {
-            let mut jury = Jury {
-                policy: turn.policy,
-                site: turn.site,
-                flow: Asked {
-                    protocol: Protocol::Tcp,
-                    address: self.server.ip(),
-                    port: self.server.port(),
-                    names: &self.names,
-                },
-                said: None,
-                requests: Vec::new(),
+            let (policy, site) = (turn.policy, turn.site);
+            let flow = Asked {
+                protocol: Protocol::Tcp,
+                address: self.server.ip(),
+                port: self.server.port(),
+                names: &self.names,
             };
+            let mut jury = Jury { policy, site, flow, said: None, requests: Vec::new() };
             let outcome = self.inspector.pass(&self.held[self.cleared..], &mut jury);
             let Jury { said, requests, .. } = jury;
             for entry in requests {
@@ -70,6 +66,12 @@ impl Flow {
                 }
             }
         }
+    }
+
+    /// Whether a changed policy allows what was said last.
+    pub(super) fn stands(&self, policy: &Policy, site: &Site) -> bool {
+        let flow = self.asked();
+        self.inspector.stands(&mut Jury { policy, site, flow, said: None, requests: Vec::new() })
     }
 
     /// Says why, if that is possible, and nothing more.
