@@ -7,6 +7,11 @@
 //! | 2 | the agent's stream |
 //! | 3 | entropy |
 //! | 4 | network |
+//! | 5 to 12 | volumes |
+//!
+//! The places for volumes are empty in a bake: a device without a sector, which costs the guest a
+//! short queue and the monitor next to nothing. A volume is put in before a machine runs
+//! ([`Devices::put`]).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,7 +28,11 @@ use crate::virtio::{
 };
 
 /// How many devices a machine has.
-pub const COUNT: u32 = 5;
+pub const COUNT: u32 = FIXED as u32 + VOLUMES as u32;
+/// How many volumes a machine can have.
+pub const VOLUMES: usize = 8;
+/// Devices that every machine uses.
+const FIXED: usize = 5;
 
 /// Hardware address of every machine's network device: each is alone in its network, and its
 /// gateway expects this one.
@@ -32,6 +41,9 @@ pub const MAC: [u8; 6] = [0x02, 0x50, 0x41, 0x4e, 0x44, 0x41];
 /// Serial numbers by which the guest tells its disks apart.
 const ROOT_SERIAL: &str = "panda-root";
 const DISK_SERIAL: &str = "panda-disk";
+
+/// A place for a volume.
+type Volume = Slot<Block<Option<Disk>>>;
 
 /// What the devices lead to.
 pub struct Backends {
@@ -52,6 +64,7 @@ pub struct Devices {
     agent: Slot<Vsock>,
     entropy: Slot<Rng>,
     net: Slot<Net>,
+    volumes: [Volume; VOLUMES],
     bell: Arc<Bell>,
 }
 
@@ -64,20 +77,26 @@ impl Devices {
     ) -> io::Result<Self> {
         let bell = Arc::new(Bell::new()?);
         let bus = Bus { memory, interrupts, bell: bell.clone() };
+        let volume = |slot| {
+            let block = Block::new(None, &format!("panda-volume-{slot}"), false);
+            Slot::new(FIXED + slot, block.with_short_queue(), &bus)
+        };
         Ok(Self {
             root: Slot::new(0, Block::new(backends.root, ROOT_SERIAL, true), &bus),
             disk: Slot::new(1, Block::new(backends.disk, DISK_SERIAL, false), &bus),
             agent: Slot::new(2, Vsock::new(Some(backends.agent)), &bus),
             entropy: Slot::new(3, Rng, &bus),
             net: Slot::new(4, Net::new(backends.net, MAC), &bus),
+            volumes: std::array::from_fn(volume),
             bell,
         })
     }
 
     /// Works until [`Devices::stop`].
     pub fn serve(&self) -> io::Result<()> {
-        let served: [&dyn Served; COUNT as usize] =
-            [&self.root, &self.disk, &self.agent, &self.entropy, &self.net];
+        let mut served: Vec<&dyn Served> =
+            vec![&self.root, &self.disk, &self.agent, &self.entropy, &self.net];
+        served.extend(self.volumes.iter().map(|volume| volume as &dyn Served));
         self.bell.serve(&served)
     }
 
@@ -113,14 +132,40 @@ impl Devices {
             2 => &self.agent,
             3 => &self.entropy,
             4 => &self.net,
-            _ => return None,
+            _ => self.volumes.get(number - FIXED)?,
         };
         Some((window, offset))
     }
 
-    /// Does something to the writable disk.
-    pub fn with_disk<R>(&self, change: impl FnOnce(&mut Disk) -> R) -> R {
-        self.disk.with(|block| change(block.storage()))
+    /// Puts a volume into an empty place of a machine that stands still; false if there is none of
+    /// this number. The guest hears of its size when it runs.
+    pub fn put(&self, slot: usize, volume: Disk) -> bool {
+        let Some(place) = self.volumes.get(slot) else { return false };
+        let is_empty = place.with(|block| block.storage().is_none());
+        if is_empty {
+            place.reconfigure(|block| *block.storage() = Some(volume));
+        }
+        is_empty
+    }
+
+    /// Does something to a disk that is written to: that of a volume in a slot, or the one that
+    /// every machine has. `None` if there is none.
+    pub fn with_disk<R>(
+        &self,
+        slot: Option<usize>,
+        change: impl FnOnce(&mut Disk) -> R,
+    ) -> Option<R> {
+        match slot {
+            None => Some(self.disk.with(|block| change(block.storage()))),
+            Some(slot) => {
+                self.volumes.get(slot)?.with(|block| block.storage().as_mut().map(change))
+            }
+        }
+    }
+
+    /// Places that a volume is in.
+    pub fn filled(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..VOLUMES).filter(|slot| self.with_disk(Some(*slot), |_| ()).is_some())
     }
 
     /// In a copy: gives it streams of its own.
@@ -131,16 +176,18 @@ impl Devices {
 
     /// What a snapshot has to know, by window.
     pub fn save(&self) -> Vec<SlotState> {
-        vec![
+        let mut states = vec![
             self.root.save(),
             self.disk.save(),
             self.agent.save(),
             self.entropy.save(),
             self.net.save(),
-        ]
+        ];
+        states.extend(self.volumes.iter().map(Slot::save));
+        states
     }
 
-    /// Takes over what a snapshot knows.
+    /// Takes over what a snapshot knows. Volumes are no part of it: they are put in anew.
     pub fn restore(&self, states: Vec<SlotState>) -> Result<(), RestoreError> {
         let mut states = states.into_iter();
         let mut next = || states.next().ok_or(RestoreError::Registers("a device is missing"));
@@ -149,6 +196,7 @@ impl Devices {
         self.agent.restore(next()?)?;
         self.entropy.restore(next()?)?;
         self.net.restore(next()?)?;
+        self.volumes.iter().try_for_each(|volume| volume.restore(next()?))?;
         match next() {
             Ok(_) => Err(RestoreError::Registers("a device too many")),
             Err(_) => Ok(()),

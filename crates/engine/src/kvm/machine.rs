@@ -17,7 +17,7 @@ use super::snapshot;
 use crate::agent::AgentClient;
 use crate::process::Life;
 use crate::to_its_end::to_its_end;
-use crate::{EngineError, Exit, Forked, Machine, Stages, Usage};
+use crate::{EngineError, Exit, Forked, Machine, Stages, Usage, VolumeSource};
 
 /// A machine.
 pub(super) struct KvmMachine {
@@ -101,13 +101,25 @@ impl Controls {
         .await
     }
 
+    /// Puts a volume into a slot.
+    async fn attach(
+        self: Arc<Self>,
+        slot: usize,
+        source: VolumeSource,
+    ) -> Result<u64, EngineError> {
+        to_its_end(async move {
+            let mut body = self.body.lock().await;
+            body.attach(&self.client, slot, source).await
+        })
+        .await
+    }
+
     /// Makes one copy per directory.
     async fn fork(self: Arc<Self>, dirs: Vec<PathBuf>) -> Result<Forked, EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
             let mut laps = Laps::new();
-            let bytes = body.disk.bytes();
-            let cradles = dirs.iter().map(|dir| Cradle::make(&self.family, dir, bytes));
+            let cradles = dirs.iter().map(|dir| Cradle::make(&self.family, dir, &body));
             let mut cradles = cradles.collect::<Result<Vec<_>, _>>()?.into_iter();
             let Some(first) = cradles.next() else { return Ok(Forked::default()) };
             laps.lap("cradle");
@@ -133,7 +145,7 @@ impl Controls {
     async fn snapshot(self: Arc<Self>, scratch: PathBuf, out: PathBuf) -> Result<(), EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
-            let cradle = Cradle::make(&self.family, &scratch, body.disk.bytes())?.readable();
+            let cradle = Cradle::make(&self.family, &scratch, &body)?.readable();
             let (copy, pause) = body.fork(&self.client, cradle, &mut Laps::new()).await?;
             drop(body);
             tracing::debug!(?pause, "copied for a snapshot");
@@ -165,6 +177,10 @@ impl Machine for KvmMachine {
 
     async fn make_ready(&self) -> Result<Stages, EngineError> {
         self.controls.clone().make_ready().await
+    }
+
+    async fn attach(&self, slot: usize, volume: VolumeSource) -> Result<u64, EngineError> {
+        self.controls.clone().attach(slot, volume).await
     }
 
     async fn run(&self) -> Result<Stages, EngineError> {

@@ -10,7 +10,7 @@
 //! | `probe`, [`KvmEngine::prove`] | whether this host can |
 //! | `monitor`, `client`, `channels`, `runtime` | one process, and talking to it |
 //! | `files`, `manifest`, `processor` | what a bake is, and how damage is found |
-//! | `bake`, `restore`, `fork`, `snapshot`, `machine` | what is done |
+//! | `bake`, `restore`, `fork`, `snapshot`, `volume`, `machine` | what is done |
 
 mod bake;
 mod channels;
@@ -26,6 +26,7 @@ mod processor;
 mod restore;
 mod runtime;
 mod snapshot;
+mod volume;
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -155,6 +156,10 @@ impl Engine for KvmEngine {
 
     async fn prove_fork(&self, bake: &Bake, scratch: &Path) -> Result<(), EngineError> {
         self.proof.of(self, bake, scratch).await
+    }
+
+    fn volume_slots(&self) -> usize {
+        pandastack_vmm::VOLUME_SLOTS
     }
 
     fn verify(&self, dir: &Path) -> Result<bool, EngineError> {

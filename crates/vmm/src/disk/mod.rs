@@ -18,7 +18,7 @@
 //! damaged one is an error of whoever opens it, or an I/O error of whoever reads the damaged part;
 //! never a panic, a loop, or memory without a bound.
 //!
-//! Kernel calls: fstat, pread64, pwrite64, close.
+//! Kernel calls: fstat, pread64, pwrite64, fdatasync, close.
 
 mod header;
 mod layer;
@@ -146,11 +146,22 @@ impl Disk {
         }
     }
 
-    /// Does nothing, and that is enough. What was written is with the host's kernel already, so it
-    /// outlives this process; a failure of the host's power ends the machine, whose memory is
-    /// nowhere else, and its disk with it. Whoever keeps a disk beyond its machine syncs its files.
-    pub fn flush(&mut self) -> io::Result<()> {
+    /// Whether what is written is to outlive a failure of the host's power: that of a volume, not
+    /// that of a disk whose machine ends then, with all that its memory holds. Not for a disk that
+    /// is a plain file.
+    pub fn set_lasting(&mut self, lasting: bool) -> Result<(), DiskError> {
+        self.stack()?.set_lasting(lasting);
         Ok(())
+    }
+
+    /// Makes sure that what was written to a lasting disk outlives a failure of the host's power.
+    /// Otherwise this does nothing, and that is enough: what was written is with the host's kernel
+    /// already, so it outlives this process.
+    pub fn flush(&mut self) -> io::Result<()> {
+        match &mut self.content {
+            Content::Plain { .. } => Ok(()),
+            Content::Layered(stack) => stack.flush(),
+        }
     }
 
     /// Makes the top a frozen layer, read through `frozen` from now on, which is the same file

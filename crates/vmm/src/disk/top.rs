@@ -10,8 +10,11 @@
 //! ```
 //!
 //! **At every moment the file is a valid image**: a process that dies between two steps leaves at
-//! most clusters that are counted but not named. After a power failure nothing is promised: no
-//! machine survives one, and its disk is part of it.
+//! most clusters that are counted but not named. After a failure of the host's power nothing is
+//! promised of most disks: no machine survives one, and its disk is part of it. One that is
+//! `lasting` is a valid image then too, with all that was there before: **what a table entry will
+//! name is synced before the entry is written.** That costs a sync for every run of clusters that
+//! are written for the first time, and nothing after that.
 
 use std::fs::File;
 use std::io;
@@ -24,6 +27,8 @@ use super::layer::{COPIED, Layer, LayerError};
 /// The writable layer.
 pub(super) struct Top {
     pub layer: Layer,
+    /// What is in the file has to survive a failure of the host's power.
+    pub lasting: bool,
     /// The refcount block in use: its index in the refcount table and its offset in the file.
     block: Option<(u64, u64)>,
 }
@@ -31,7 +36,7 @@ pub(super) struct Top {
 impl Top {
     /// Opens an image for reading and writing.
     pub fn open(file: File, bytes: u64) -> Result<Self, LayerError> {
-        Ok(Self { layer: Layer::open(file, bytes)?, block: None })
+        Ok(Self { layer: Layer::open(file, bytes)?, lasting: false, block: None })
     }
 
     /// Opens one that must be empty.
@@ -61,6 +66,7 @@ impl Top {
     /// Makes the clusters of the disk from `guest` on have these L2 entries. They must be in the
     /// same table.
     pub fn point(&mut self, guest: u64, entries: &[u64]) -> io::Result<()> {
+        self.order()?;
         let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         if let Some(offset) = self.layer.l2_entry(guest) {
             return self.write(&bytes, offset);
@@ -71,11 +77,17 @@ impl Top {
         let room = self.room(1)?;
         self.write(&table, offset(room.start))?;
         self.claim(&room)?;
+        self.order()?;
 
         let (index, entry) = (guest / ENTRIES, COPIED | offset(room.start));
         self.write(&entry.to_be_bytes(), self.layer.header.l1_table + 8 * index)?;
         self.layer.l1[index as usize] = entry;
         Ok(())
+    }
+
+    /// What was written so far is there before what is written from now on.
+    fn order(&self) -> io::Result<()> {
+        if self.lasting { self.layer.file.sync_data() } else { Ok(()) }
     }
 
     /// Writes to the file.
@@ -118,6 +130,7 @@ impl Top {
         let mut block = vec![0; CLUSTER as usize];
         block[itself..itself + 2].copy_from_slice(&1u16.to_be_bytes());
         self.write(&block, offset(cluster))?;
+        self.order()?;
         self.write(&offset(cluster).to_be_bytes(), entry)?;
         self.layer.clusters += 1;
         Ok(offset(cluster))

@@ -71,13 +71,13 @@ impl Bench {
         // One that has its ids, like this process, needs no attention before it is copied.
         let pid = Pid::from_raw(std::process::id() as i32).unwrap();
         let child = Child::from_pidfd(pidfd_open(pid, PidfdFlags::empty()).unwrap()).unwrap();
-        let body = Body::new(disk, Arc::new(child));
+        let body = Body::new(own.path(), disk, Arc::new(child));
         Self { family, body, client, own, _bake: bake }
     }
 
     async fn fork(&mut self) -> (TempDir, Result<(Copy, Duration), EngineError>) {
         let dir = tempfile::tempdir().unwrap();
-        let cradle = Cradle::make(&self.family, dir.path(), BYTES).unwrap();
+        let cradle = Cradle::make(&self.family, dir.path(), &self.body).unwrap();
         let forked = self.body.fork(&self.client, cradle, &mut Laps::new()).await;
         (dir, forked)
     }
@@ -97,8 +97,10 @@ fn roles(request: &Received<Request>) -> Vec<Role> {
 /// Makes a copy, as far as the supervisor can tell. Returns what the request came with.
 fn give_birth(socket: &OwnedFd) -> (Vec<Role>, Sleeper) {
     let mut got = receive::<Request>(socket).unwrap();
-    assert_eq!(got.body, Request::Fork(Fork { readable: false }));
     let roles = roles(&got);
+    let freezes = roles.contains(&Role::Frozen);
+    let disks = vec![DiskFork { slot: None, freezes }];
+    assert_eq!(got.body, Request::Fork(Fork { readable: false, disks }));
     let control = got.take(Role::Control).unwrap();
     let (sleeper, pidfd) = sleeper();
     let stages = vec![("halt".into(), 2), ("clone".into(), 1)];
