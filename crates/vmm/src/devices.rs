@@ -203,3 +203,96 @@ impl Devices {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::path::Path;
+
+    use super::*;
+    use crate::disk::write_empty;
+    use crate::layout;
+    use crate::virtio::mmio::offset;
+
+    struct Nowhere;
+
+    impl Interrupts for Nowhere {
+        fn raise(&self, _gsi: u32) {}
+    }
+
+    fn devices(dir: &Path) -> Devices {
+        let plain = || {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(1 << 20).unwrap();
+            Disk::plain(file, false).unwrap()
+        };
+        let (agent, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        let disk = volume(dir, "root", 1 << 20);
+        let backends = Backends { root: plain(), disk, agent: agent.into(), net: None };
+        let memory = GuestMemory::from_ranges(&[(vm_memory::GuestAddress(0), 4096)]).unwrap();
+        Devices::new(backends, memory, Arc::new(Nowhere)).unwrap()
+    }
+
+    fn layer(dir: &Path, name: &str, bytes: u64) -> File {
+        let mut options = File::options();
+        let file = options.read(true).write(true).create_new(true).open(dir.join(name)).unwrap();
+        write_empty(&file, bytes).unwrap();
+        file
+    }
+
+    fn volume(dir: &Path, name: &str, bytes: u64) -> Disk {
+        let base = tempfile::tempfile().unwrap();
+        base.set_len(bytes).unwrap();
+        Disk::layered(base, Vec::new(), layer(dir, name, bytes)).unwrap()
+    }
+
+    /// What the guest reads in the window of a slot's device.
+    fn read(devices: &Devices, slot: usize, at: u64) -> u64 {
+        let window = layout::VIRTIO_BASE + (FIXED + slot) as u64 * layout::VIRTIO_WINDOW;
+        let mut bytes = [0; 8];
+        devices.read(window + at, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    #[test]
+    fn a_slot_takes_one_volume_and_there_are_eight() {
+        let dir = tempfile::tempdir().unwrap();
+        let devices = devices(dir.path());
+        assert_eq!(devices.filled().count(), 0);
+        assert!(devices.put(7, volume(dir.path(), "a", 2 << 20)));
+        assert!(!devices.put(7, volume(dir.path(), "b", 4 << 20)), "it is full");
+        assert!(!devices.put(8, volume(dir.path(), "c", 1 << 20)), "there is no such slot");
+        assert_eq!(devices.filled().collect::<Vec<_>>(), [7]);
+        assert_eq!(read(&devices, 7, offset::CONFIG), (2 << 20) / 512);
+        assert_eq!(read(&devices, 6, offset::CONFIG), 0);
+    }
+
+    #[test]
+    fn disks_are_frozen_each_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let (devices, bytes) = (devices(dir.path()), 2 << 20);
+        assert!(devices.put(1, volume(dir.path(), "a", bytes)));
+        let frozen = File::open(dir.path().join("a")).unwrap();
+        let top = layer(dir.path(), "b", bytes);
+        devices.with_disk(Some(1), |disk| disk.freeze(frozen, top)).unwrap().unwrap();
+        let root = layer(dir.path(), "c", 1 << 20);
+        devices.with_disk(None, |disk| disk.replace_top(root)).unwrap().unwrap();
+        assert!(devices.with_disk(Some(0), |_| ()).is_none());
+        assert!(devices.with_disk(Some(8), |_| ()).is_none());
+    }
+
+    #[test]
+    fn a_snapshot_has_every_device_and_no_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let saved = devices(dir.path());
+        assert!(saved.put(0, volume(dir.path(), "a", 2 << 20)));
+        let states = saved.save();
+        assert_eq!(states.len(), COUNT as usize);
+        let other = tempfile::tempdir().unwrap();
+        let restored = devices(other.path());
+        assert!(restored.restore(states[1..].to_vec()).is_err());
+        restored.restore(states).unwrap();
+        assert_eq!(restored.filled().count(), 0);
+        assert!(restored.put(0, volume(dir.path(), "b", 2 << 20)));
+    }
+}

@@ -16,7 +16,7 @@ pub(super) struct OwnDisk {
     /// The slot that a volume is in.
     pub slot: Option<u8>,
     /// Whether what is written outlives the machine, so that there is one writer.
-    lasts: bool,
+    pub lasts: bool,
     pub layers: Disk,
 }
 

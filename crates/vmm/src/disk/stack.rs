@@ -68,7 +68,7 @@ impl Stack {
         let written = self.frozen.len() - self.unsynced;
         self.frozen[written..].iter().try_for_each(|layer| layer.file.sync_data())?;
         self.unsynced = 0;
-        self.top.layer.file.sync_data()
+        self.top.sync()
     }
 
     /// See [`super::Disk::replace_top`].

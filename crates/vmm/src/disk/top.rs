@@ -85,9 +85,16 @@ impl Top {
         Ok(())
     }
 
-    /// What was written so far is there before what is written from now on.
+    /// What was written so far is there before what is written from now on, if that matters.
     fn order(&self) -> io::Result<()> {
-        if self.lasting { self.layer.file.sync_data() } else { Ok(()) }
+        if self.lasting { self.sync() } else { Ok(()) }
+    }
+
+    /// What was written so far survives a failure of the host's power.
+    pub fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        super::tests::fault::sync();
+        self.layer.file.sync_data()
     }
 
     /// Writes to the file.
