@@ -82,6 +82,11 @@ fn new_layer(path: &Path, bytes: u64) -> Result<File, EngineError> {
     qcow2::create(path, bytes).map_err(|e| file_error("create", path, e))
 }
 
+/// Whether a layer has something in it.
+fn written_to(layer: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(layer)?.len() > qcow2::EMPTY_BYTES)
+}
+
 fn share(from: &Path, to: &Path) -> Result<(), EngineError> {
     sparse::share(from, to).map_err(|e| file_error("link", to, e))
 }
@@ -163,8 +168,7 @@ impl Disk {
     /// still and its process has written out what it held back.
     pub fn written(&self) -> Result<bool, EngineError> {
         let path = self.place.top();
-        let length = fs::metadata(&path).map_err(|e| file_error("look at", &path, e))?.len();
-        Ok(length > qcow2::EMPTY_BYTES)
+        written_to(&path).map_err(|e| file_error("look at", &path, e))
     }
 
     /// Makes links to all layers but the top one in another place.
