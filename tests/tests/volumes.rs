@@ -199,6 +199,39 @@ fn forks_and_snapshots_have_copies() -> Result<()> {
 }
 
 #[test]
+fn a_sandbox_has_up_to_eight_volumes() -> Result<()> {
+    let server = server()?;
+    let client = server.client();
+    let names: Vec<String> = (0..9).map(|number| format!("v{number}")).collect();
+    for name in &names {
+        volume(&client, name, 4)?;
+    }
+    let of = |names: &[String]| {
+        let volumes: Vec<_> = names.iter().map(|name| json!({ "name": name })).collect();
+        json!({ "template": "base", "persistent": true, "volumes": volumes })
+    };
+    assert_eq!(client.post("/v1/sandboxes", &of(&names))?.status, 400);
+    let sandbox = client.create(&of(&names[..8]))?;
+    sandbox.output("for v in /volumes/*; do echo ${v##*/} > $v/file; done")?;
+    let listing = "cd /volumes; for v in *; do echo $v $(cat $v/*file*); done";
+    let each = |what: &dyn Fn(&String) -> String| names[..8].iter().map(what).collect::<String>();
+    let found = each(&|name| format!("{name} {name}\n"));
+    assert_eq!(sandbox.output(listing)?, found);
+
+    let child = sandbox.fork(1)?.remove(0);
+    child.output("for v in /volumes/*; do echo child > $v/other-file; done")?;
+    sandbox.hibernate()?;
+    assert_eq!(sandbox.output(listing)?, found);
+    assert_eq!(child.output(listing)?, each(&|name| format!("{name} {name} child\n")));
+    assert_eq!((sandbox.delete()?.status, child.delete()?.status), (204, 204));
+    let last = client.create(&with(&names[7], true))?;
+    assert_eq!(last.output(listing)?, "v7 v7\n");
+    last.delete()?;
+    server.stop()?;
+    Ok(())
+}
+
+#[test]
 fn a_sandbox_keeps_its_volumes_under_the_next_server() -> Result<()> {
     if engine() != "qemu" {
         return skip("adoption: machines of this engine end with their server");
