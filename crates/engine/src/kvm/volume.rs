@@ -63,9 +63,11 @@ impl OwnDisk {
     }
 
     /// The layer that is on top now, for reading only, and the one that will be, if the top one
-    /// must be frozen for a copy: something is in it, or may be before the machine stands still.
+    /// must be frozen for a copy: something is in it, or may be before the machine stands still. In
+    /// one that has not run, that is what the writer before left on a volume.
     pub fn freezing(&self, has_run: bool) -> Result<Option<(File, File)>, EngineError> {
-        if !has_run && !self.layers.written()? {
+        let may_hold = has_run || self.lasts && self.layers.written()?;
+        if !may_hold {
             return Ok(None);
         }
         let spare = self.layers.spare()?;
