@@ -39,6 +39,7 @@ impl Stack {
 
     /// See [`super::Disk::freeze`].
     pub fn freeze(&mut self, frozen: File, top: File) -> Result<(), DiskError> {
+        self.commit()?;
         if self.frozen.len() >= MAX_LAYERS {
             return Err(DiskError::TooManyLayers);
         }
@@ -56,8 +57,15 @@ impl Stack {
     }
 
     /// See [`super::Disk::set_lasting`].
-    pub fn set_lasting(&mut self, lasting: bool) {
+    pub fn set_lasting(&mut self, lasting: bool) -> Result<(), DiskError> {
+        self.commit()?;
         self.top.lasting = lasting;
+        Ok(())
+    }
+
+    /// See [`super::Disk::commit`].
+    pub fn commit(&mut self) -> Result<(), DiskError> {
+        self.top.commit().map_err(DiskError::Write)
     }
 
     /// See [`super::Disk::flush`].
@@ -68,6 +76,7 @@ impl Stack {
         let written = self.frozen.len() - self.unsynced;
         self.frozen[written..].iter().try_for_each(|layer| layer.file.sync_data())?;
         self.unsynced = 0;
+        self.top.commit()?;
         self.top.sync()
     }
 

@@ -97,7 +97,8 @@ impl Monitor {
         birth::await_ids(IDS_DEADLINE).map_err(birth_failure)?;
         let halted = machine.halt().map_err(machine_failure)?;
         clock.lap("halt");
-        let forked = divide(&own);
+        let committed = own.disks.iter().try_for_each(|it| change(machine, it.slot, Disk::commit));
+        let forked = committed.and_then(|()| divide(&own));
         clock.lap("clone");
         match forked {
             Ok(Side::Child) => {
