@@ -143,3 +143,42 @@ fn a_disk_that_ends_with_its_machine_is_never_synced() {
     disk.flush().unwrap();
     assert_eq!(synced(&fault::events()), 1, "it lasts under another top as well");
 }
+
+/// What is held back is read wherever it is asked for, also when the map has forgotten it: places
+/// that are 16 GiB apart share a slot there.
+#[test]
+fn what_is_held_back_is_there_for_the_disk_itself_and_after_a_commit_for_others() {
+    const APART: u64 = 16 << 30;
+    let bytes = 4 * APART;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    File::create(path("base")).unwrap().set_len(bytes).unwrap();
+    let base = || File::open(path("base")).unwrap();
+    let mut disk = Disk::layered(base(), vec![], empty(&path("top"), bytes)).unwrap();
+    disk.set_lasting(true).unwrap();
+    fault::events();
+    // More than are ever held back.
+    let clusters = 1100;
+    let content = |at: u64| noise(at, SECTOR);
+    let places = |step: u64| (0..4).map(move |part| part * APART + step * CLUSTER + 4096);
+    for at in (0..clusters).flat_map(places) {
+        disk.write_at(at, &content(at)).unwrap();
+    }
+    let syncs = fault::events().iter().filter(|event| matches!(event, Event::Sync)).count();
+    assert!((1..100).contains(&syncs), "{syncs} syncs");
+    let compare = |disk: &mut Disk| {
+        for at in (0..clusters).step_by(50).flat_map(places) {
+            let mut found = [0; SECTOR];
+            disk.read_at(at, &mut found).unwrap();
+            assert!(found[..] == content(at)[..], "at {at}");
+        }
+    };
+    compare(&mut disk);
+    let other = || Disk::layered(base(), vec![], open(&path("top"))).unwrap();
+    let last = places(clusters - 1).next().unwrap();
+    let mut found = [0xee; SECTOR];
+    other().read_at(last, &mut found).unwrap();
+    assert_eq!(found, [0; SECTOR], "nobody else sees what was not flushed");
+    disk.commit().unwrap();
+    compare(&mut other());
+}
