@@ -81,6 +81,9 @@ fn restore(saved: Saved, memory: &GuestMemory) {
     live(2, Vsock::new(stream(SocketType::STREAM)), device(), &bus);
     live(3, Rng, device(), &bus);
     live(4, Net::new(stream(SocketType::SEQPACKET), [2; 6]), device(), &bus);
+    let volume = |disk| Block::new(disk, "volume", false).with_short_queue();
+    live(5, volume(None), device(), &bus);
+    live(6, volume(Some(disk(false))), device(), &bus);
 }
 
 /// Restores a device, gives it a turn, and saves it.

@@ -4,7 +4,7 @@
 import uuid
 
 import pytest
-from pandastack import BadRequestError, NotFoundError, ServerError
+from pandastack import BadRequestError, NotFoundError
 
 from conftest import kill
 
@@ -12,13 +12,7 @@ from conftest import kill
 @pytest.fixture
 def volume(client):
     name = f"test-{uuid.uuid4().hex[:8]}"
-    try:
-        made = client.volumes.create(name, size_mb=32)
-    except ServerError as error:
-        # The kvm engine has none yet.
-        if "not supported" in str(error):
-            pytest.skip(str(error))
-        raise
+    made = client.volumes.create(name, size_mb=32)
     assert (made["name"], made["size_mb"]) == (name, 32)
     yield name
     try:

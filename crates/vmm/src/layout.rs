@@ -65,8 +65,8 @@ pub const LAPIC_BASE: u64 = 0xfee0_0000;
 
 /// Interrupt of the serial port.
 pub const SERIAL_GSI: u32 = 4;
-/// Interrupt that announces a new generation id, by the generic event device.
-pub const GENERATION_GSI: u32 = 16;
+/// Interrupt that announces a new generation id, by the generic event device: the last input line.
+pub const GENERATION_GSI: u32 = IOAPIC_PINS - 1;
 
 /// Serial port, eight I/O ports.
 pub const SERIAL_PORT: u16 = 0x3f8;

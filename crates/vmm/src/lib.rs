@@ -24,7 +24,7 @@ mod monitor;
 pub mod snapshot;
 pub mod virtio;
 
-pub use devices::MAC as GUEST_MAC;
+pub use devices::{MAC as GUEST_MAC, VOLUMES as VOLUME_SLOTS};
 pub use monitor::run;
 
 /// The guest's memory, as everybody here sees it. Never make a slice of it: the guest writes to

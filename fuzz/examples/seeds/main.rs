@@ -15,7 +15,9 @@ use kvm_bindings::{
 use pandastack_fork as fork;
 use pandastack_fuzz::sparse;
 use pandastack_proto as proto;
-use pandastack_vmm::control::{End, Failure, Fork, Message, Reply, Request, Role, Start};
+use pandastack_vmm::control::{
+    Attach, DiskFork, End, Failure, Fork, Message, Reply, Request, Role, Start,
+};
 use pandastack_vmm::disk::Disk;
 use pandastack_vmm::ioapic::Ioapic;
 use pandastack_vmm::kvm::cpuid::CpuIdentity;
@@ -281,7 +283,7 @@ fn state_file() {
     seed("state_file", "cpu", &with(&[], state(vec![cpu], vec![])));
     // A whole file, but for its hash.
     let state = state(vec![], vec![]);
-    let header = [&b"PANDSNAP\x01\0\0\0"[..], &(state.len() as u32).to_le_bytes(), &[0; 32]];
+    let header = [&b"PANDSNAP\x02\0\0\0"[..], &(state.len() as u32).to_le_bytes(), &[0; 32]];
     seed("state_file", "no-hash", &[&header.concat()[..], &state].concat());
 }
 
@@ -295,11 +297,13 @@ fn memory_files() {
 
 fn control() {
     let start = Start { cpus: 2, memory_mb: 512, boot: Some("quiet".to_owned()) };
+    let disk = |slot| DiskFork { slot, freezes: true };
     let requests = [
         Request::Start(start),
         Request::Ready,
         Request::Run,
-        Request::Fork(Fork { readable: true }),
+        Request::Fork(Fork { readable: true, disks: vec![disk(None), disk(Some(1))] }),
+        Request::Attach(Attach { slot: 1, lasting: true }),
         Request::Save,
     ];
     for (index, body) in requests.into_iter().enumerate() {

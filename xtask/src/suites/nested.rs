@@ -25,7 +25,7 @@ use crate::run::{capture, cargo, workspace};
 use crate::venv;
 
 /// Test programs of the crate `pandastack-tests`, in the order in which they run.
-const PROGRAMS: [&str; 3] = ["conformance", "leaks", "cycles"];
+const PROGRAMS: [&str; 4] = ["conformance", "volumes", "leaks", "cycles"];
 /// The templates of the tests and of the sample.
 const TEMPLATES: [&str; 2] = ["base", "code-interpreter"];
 /// How much longer everything takes in there.
@@ -53,7 +53,8 @@ const SOME: [(&str, &str); 2] = [
     (
         "NESTED_TESTS",
         "life::a_forked,life::a_parked,life::a_restored,clock::a_parked,snapshots::a_snapshot_is,ends::,\
-     forks::a_chain,forks::two,limits::a_machine,network::a_guest,network::copies,hibernation::nothing",
+     forks::a_chain,forks::two,limits::a_machine,network::a_guest,network::copies,hibernation::nothing,\
+     volumes::forks",
     ),
 ];
 

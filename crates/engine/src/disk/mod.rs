@@ -67,7 +67,7 @@ pub(crate) fn flatten(place: &Place, bytes: u64) -> Result<(), EngineError> {
         return Ok(());
     }
     let files = layers.iter().map(|layer| files::open(layer)).collect::<Result<_, _>>()?;
-    let merged = place.spare();
+    let merged = place.merged();
     let into = new_layer(&merged, bytes)?;
     let written = into.try_clone().map_err(|e| file_error("open", &merged, e))?;
     merge(files, into, bytes)
@@ -78,15 +78,25 @@ pub(crate) fn flatten(place: &Place, bytes: u64) -> Result<(), EngineError> {
     layers[1..].iter().try_for_each(|layer| remove(layer))
 }
 
-/// Removes what a [`flatten`] that was cut off has left above the first gap: it would be a layer
-/// again as soon as the gap is filled.
+/// Removes what a [`flatten`] that was cut off has left: what it was writing, and layers above the
+/// first gap, which would be some again as soon as the gap is filled.
 pub(crate) fn drop_strays(place: &Place) -> Result<(), EngineError> {
     let strays = (layers_in(place).len()..MAX_LAYERS).map(|index| place.layer(index));
-    strays.filter(|path| path.exists()).try_for_each(|path| remove(&path))
+    strays.chain([place.merged()]).try_for_each(|path| remove_if_there(&path))
 }
 
 fn remove(layer: &Path) -> Result<(), EngineError> {
     fs::remove_file(layer).map_err(|e| file_error("remove", layer, e))
+}
+
+/// Removes a file that may be gone already.
+fn remove_if_there(path: &Path) -> Result<(), EngineError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(file_error("remove", path, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes an empty top layer for a disk of `bytes` in the place of a machine.
@@ -96,6 +106,11 @@ pub(crate) fn new_top(place: &Place, bytes: u64) -> Result<File, EngineError> {
 
 fn new_layer(path: &Path, bytes: u64) -> Result<File, EngineError> {
     qcow2::create(path, bytes).map_err(|e| file_error("create", path, e))
+}
+
+/// Whether a layer has something in it.
+fn written_to(layer: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(layer)?.len() > qcow2::EMPTY_BYTES)
 }
 
 fn share(from: &Path, to: &Path) -> Result<(), EngineError> {
@@ -186,8 +201,7 @@ impl Disk {
     /// still and its process has written out what it held back.
     pub fn written(&self) -> Result<bool, EngineError> {
         let path = self.place.top();
-        let length = fs::metadata(&path).map_err(|e| file_error("look at", &path, e))?.len();
-        Ok(length > qcow2::EMPTY_BYTES)
+        written_to(&path).map_err(|e| file_error("look at", &path, e))
     }
 
     /// Makes links to all layers but the top one in another place.
@@ -294,6 +308,8 @@ mod tests {
             disk.freeze().unwrap();
         }
         let strays: Vec<_> = [2, 5].map(|index| place.layer(index)).to_vec();
+        fs::write(place.merged(), b"half of one").unwrap();
+        drop_strays(&place).unwrap();
         let kept = strays.iter().map(|path| fs::read(path).unwrap()).collect::<Vec<_>>();
         flatten(&place, bytes).unwrap();
         for (path, content) in strays.iter().zip(kept) {

@@ -53,6 +53,11 @@ impl Place {
         self.file("disk.next")
     }
 
+    /// What layers are being merged into.
+    pub fn merged(&self) -> PathBuf {
+        self.file("disk.merged")
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{}{name}", self.prefix))
     }

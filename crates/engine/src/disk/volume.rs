@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use pandastack_vmm::disk::check;
 
-use super::{Disk, Place, drop_strays, ext4, flatten, layers_in, new_top};
+use super::{
+    Disk, Place, drop_strays, ext4, flatten, layers_in, new_top, remove_if_there, written_to,
+};
 use crate::error::{EngineError, file_error};
 use crate::files;
 use crate::machine::After;
@@ -59,14 +61,8 @@ pub async fn make(dir: &Path, megabytes: u32) -> Result<(), EngineError> {
 pub fn settle(dir: &Path, to_be_read: bool) -> Result<(), EngineError> {
     let place = Place::root(dir);
     let bytes = bytes_of(&place)?;
-    // Of a fork that was cut off, and nobody's.
-    match fs::remove_file(place.spare()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(file_error("remove", &place.spare(), error));
-        }
-        _ => {}
-    }
     drop_strays(&place)?;
+    finish_freeze(&place)?;
     if !place.top().exists() {
         // A crash between the two renames of a freeze, or a rewind.
         new_top(&place, bytes)?;
@@ -86,6 +82,25 @@ pub fn settle(dir: &Path, to_be_read: bool) -> Result<(), EngineError> {
     flatten(&place, bytes)
 }
 
+/// Finds out how far a fork came that was cut off. A layer that was to be put on top, and has
+/// something in it, is on top since: the machine went on with it.
+fn finish_freeze(place: &Place) -> Result<(), EngineError> {
+    let (top, spare) = (place.top(), place.spare());
+    let rename =
+        |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| file_error("rename", from, e));
+    match written_to(&spare) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(file_error("look at", &spare, error)),
+        Ok(false) => fs::remove_file(&spare).map_err(|e| file_error("remove", &spare, e)),
+        Ok(true) => {
+            if top.exists() {
+                rename(&top, &place.layer(layers_in(place).len()))?;
+            }
+            rename(&spare, &top)
+        }
+    }
+}
+
 impl VolumeSource {
     /// The disk in `slot` of the machine in `dir`, its top layer open for writing.
     pub(crate) fn open(&self, slot: usize, dir: &Path) -> Result<(Disk, File), EngineError> {
@@ -99,6 +114,7 @@ impl VolumeSource {
                     lock(&taken, &place.top())?;
                     fs::remove_file(place.top())
                         .map_err(|e| file_error("remove", &place.top(), e))?;
+                    remove_if_there(&place.spare())?;
                     new_top(&place, bytes)?;
                     // Nobody else is here, so this is when the layers of many naps become one.
                     drop_strays(&place)?;
@@ -199,6 +215,31 @@ mod tests {
         assert_eq!(disk.frozen().len(), 1);
         assert!(Place::slot(machine.path(), 3).top().exists());
         assert!(!disk.written().unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_a_machine_wrote_after_a_fork_that_was_cut_off_is_there() {
+        let write = |path: PathBuf| {
+            let file = File::options().create(true).append(true).open(path).unwrap();
+            file.set_len(qcow2::EMPTY_BYTES + (64 << 10)).unwrap();
+        };
+        for (renamed, written, layers) in [(false, true, 1), (true, true, 1), (false, false, 0)] {
+            let dir = volume().await;
+            let place = Place::root(dir.path());
+            let (disk, _top) = Disk::open(&place, 16 << 20).unwrap();
+            write(place.top());
+            drop(disk.spare(After::GoesOn).unwrap());
+            if written {
+                write(place.spare());
+            }
+            if renamed {
+                fs::rename(place.top(), place.layer(0)).unwrap();
+            }
+            settle(dir.path(), false).unwrap();
+            assert_eq!(layers_in(&place).len(), layers, "{renamed} {written}");
+            assert!(place.top().exists() && !place.spare().exists());
+            assert!(written_to(&place.top()).unwrap());
+        }
     }
 
     #[tokio::test]

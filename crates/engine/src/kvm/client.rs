@@ -232,6 +232,8 @@ const RUN: Deadline = within(20, "running a machine");
 const READY: Deadline = within(30, "making a machine ready");
 /// For ending its threads and reading its state.
 const PAUSE: Deadline = within(20, "pausing a machine");
+/// For opening the layers of a volume.
+pub(super) const ATTACH: Deadline = within(20, "attaching a volume");
 /// For a copy of the process, and for what the copy does before it can be used.
 pub(super) const FORK: Deadline = within(20, "a fork");
 /// For writing out what was changed of at most 3 GiB.

@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pandastack_jail::{Cgroup, Child};
-use pandastack_vmm::control::{Fork, Reply, Request, Role, Stages};
+use pandastack_vmm::VOLUME_SLOTS;
+use pandastack_vmm::control::{DiskFork, Fork, Reply, Request, Role, Stages};
 
 use super::channels::{self, Theirs};
 use super::client::{Attached, Awaited, Client, FORK, attach, unexpected};
@@ -27,9 +28,10 @@ use super::files::Files;
 use super::laps::Laps;
 use super::monitor::{Host, Monitor, Ways};
 use super::snapshot::blocking;
-use crate::disk::{self, Disk, Place};
+use super::volume::OwnDisk;
+use crate::disk::Disk;
 use crate::process::{Complaints, Process};
-use crate::{After, Bake, EngineError, files};
+use crate::{After, Bake, EngineError, VolumeSource, files};
 
 /// What the machines of one bake have in common.
 pub(super) struct Family {
@@ -41,16 +43,21 @@ pub(super) struct Family {
 
 /// What a machine that is to be copied consists of, besides its process.
 pub(super) struct Body {
-    pub disk: Disk,
+    /// Its own directory.
+    dir: PathBuf,
+    /// The one that it always has, and its volumes.
+    pub disks: Vec<OwnDisk>,
     child: Arc<Child>,
     /// Its user namespace has ids, without which it cannot make another one for a copy.
     has_ids: bool,
     /// Whether its vCPUs may be running.
     running: bool,
-    /// Whether they may have run since its top layer was made.
+    /// Whether they may have run since its top layers were made.
     has_run: bool,
     /// Why it cannot be copied any more.
     broken: Option<&'static str>,
+    /// How many forks it is away from a machine that was restored.
+    pub generation: u32,
 }
 
 /// Why a machine whose disk may be in one of two states is not copied.
@@ -58,13 +65,23 @@ const HALF_WAY: &str = "an earlier fork of it failed half-way";
 
 impl Body {
     /// That of a machine that has just been restored.
-    pub fn new(disk: Disk, child: Arc<Child>) -> Self {
-        Self { disk, child, has_ids: true, running: false, has_run: false, broken: None }
+    pub fn new(dir: &Path, disk: Disk, child: Arc<Child>) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            disks: vec![OwnDisk::root(disk)],
+            child,
+            has_ids: true,
+            running: false,
+            has_run: false,
+            broken: None,
+            generation: 0,
+        }
     }
 
     /// That of a copy, which gets its ids when it is to be copied itself: most never are.
-    fn of_copy(disk: Disk, child: Arc<Child>) -> Self {
-        Self { has_ids: false, ..Self::new(disk, child) }
+    fn of_copy(dir: PathBuf, disks: Vec<OwnDisk>, child: Arc<Child>, generation: u32) -> Self {
+        let (has_ids, running, has_run) = (false, false, false);
+        Self { dir, disks, child, has_ids, running, has_run, broken: None, generation }
     }
 
     /// It is about to run.
@@ -77,25 +94,53 @@ impl Body {
         self.running = false;
     }
 
+    /// Puts a volume into an empty slot, and says how many bytes it has.
+    pub async fn attach(
+        &mut self,
+        client: &Client,
+        slot: usize,
+        source: VolumeSource,
+    ) -> Result<u64, EngineError> {
+        let free = u8::try_from(slot).ok().filter(|slot| {
+            usize::from(*slot) < VOLUME_SLOTS
+                && self.disks.iter().all(|disk| disk.slot != Some(*slot))
+        });
+        let Some(slot) = free.filter(|_| !self.running) else {
+            return Err(EngineError::Monitor(format!("slot {slot} does not take a volume")));
+        };
+        let disk = OwnDisk::attach(client, slot, &self.dir, source).await?;
+        let bytes = disk.layers.bytes();
+        self.disks.push(disk);
+        Ok(bytes)
+    }
+
     /// Copies the machine into `cradle`, and says how long it stood still. A running one runs on
     /// afterwards, and in any case. The steps go into `laps`.
     pub async fn fork(
         &mut self,
         client: &Client,
         cradle: Cradle,
+        then: After,
         laps: &mut Laps,
     ) -> Result<(Copy, Duration), EngineError> {
         if let Some(why) = self.broken {
             return Err(EngineError::NoFork(why.into()));
         }
         self.get_ids().await?;
-        let freeze = self.has_run.then(|| self.layers()).transpose()?;
+        let freezing = self.disks.iter().map(|disk| disk.freezing(self.has_run, then));
+        let freezing = freezing.collect::<Result<Vec<_>, _>>()?;
         let mut attached = cradle.attached();
-        if let Some((frozen, top)) = &freeze {
+        for (frozen, top) in freezing.iter().flatten() {
             attach(&mut attached, Role::Frozen, [frozen]);
             attach(&mut attached, Role::NewTop, [top]);
         }
-        let request = Request::Fork(Fork { readable: cradle.readable });
+        let of_disk = |(disk, layers): (&OwnDisk, &Option<_>)| DiskFork {
+            slot: disk.slot,
+            freezes: layers.is_some(),
+        };
+        let disks = self.disks.iter().zip(&freezing).map(of_disk).collect();
+        let request = Request::Fork(Fork { readable: cradle.readable, disks });
+        let freezes = freezing.iter().any(Option::is_some);
         laps.lap("layers");
         let begin = Instant::now();
         let answer = client.ask(request, attached, FORK).await;
@@ -104,7 +149,7 @@ impl Body {
             Ok(answer) => answer,
             Err(error) => {
                 // The new layer may be on top already, or not: nobody can tell from here.
-                self.broken = freeze.is_some().then_some(HALF_WAY);
+                self.broken = freezes.then_some(HALF_WAY);
                 return Err(error);
             }
         };
@@ -112,15 +157,19 @@ impl Body {
         let pause = total(stages).map_or(took, |pause| pause.min(took));
         laps.lap_of(stages, "answer");
         let pidfd = answer.take(Role::Process);
-        if freeze.is_some() {
+        if freezes {
             self.broken = Some(HALF_WAY);
-            self.disk.freeze()?;
+            for (disk, _) in self.disks.iter_mut().zip(&freezing).filter(|(_, it)| it.is_some()) {
+                disk.layers.freeze()?;
+            }
             self.broken = None;
             self.has_run = self.running;
         }
+        drop(freezing);
         let pidfd = pidfd.ok_or_else(|| EngineError::Monitor("a fork without a process".into()))?;
-        let disk = self.disk.fork(&Place::root(&cradle.dir))?;
-        Ok((cradle.born(pidfd, disk, laps).await?, pause))
+        let disks =
+            self.disks.iter().map(|disk| disk.fork(&cradle.dir)).collect::<Result<_, _>>()?;
+        Ok((cradle.born(pidfd, disks, self.generation + 1, laps).await?, pause))
     }
 
     async fn get_ids(&mut self) -> Result<(), EngineError> {
@@ -130,11 +179,6 @@ impl Body {
             self.has_ids = true;
         }
         Ok(())
-    }
-
-    /// The layer that is on top now, for reading only, and the one that will be.
-    fn layers(&self) -> Result<(File, File), EngineError> {
-        Ok((self.disk.open_top()?, self.disk.spare(After::GoesOn)?))
     }
 }
 
@@ -147,7 +191,8 @@ pub(super) struct Cradle {
     birth: Awaited,
     ways: Ways,
     theirs: Theirs,
-    top: File,
+    /// Top layers of its disks.
+    tops: Vec<File>,
     group: Option<Arc<Cgroup>>,
     /// What the process joins the group through.
     joins: Vec<OwnedFd>,
@@ -158,8 +203,8 @@ pub(super) struct Cradle {
 }
 
 impl Cradle {
-    /// Makes ready for a machine in the existing empty directory `dir`, with a disk of `bytes`.
-    pub fn make(family: &Family, dir: &Path, bytes: u64) -> Result<Self, EngineError> {
+    /// Makes ready for a copy of a machine in the existing empty directory `dir`.
+    pub fn make(family: &Family, dir: &Path, of: &Body) -> Result<Self, EngineError> {
         let host = &family.host;
         let (ours, theirs) = channels::open().map_err(EngineError::Spawn)?;
         let client = Client::new(ours.control).map_err(EngineError::Spawn)?;
@@ -175,7 +220,7 @@ impl Cradle {
             client,
             ways: Ways::new(ours.agent, ours.net)?,
             theirs,
-            top: disk::new_top(&Place::root(dir), bytes)?,
+            tops: of.disks.iter().map(|disk| disk.new_top(dir)).collect::<Result<_, _>>()?,
             group,
             joins,
             leaves: host.cgroups.keeper_files().map_err(EngineError::Spawn)?,
@@ -195,14 +240,20 @@ impl Cradle {
             (Role::Agent, self.theirs.agent.as_fd()),
             (Role::Net, self.theirs.net.as_fd()),
         ];
-        attach(&mut to, Role::Top, [&self.top]);
+        attach(&mut to, Role::Top, &self.tops);
         attach(&mut to, Role::Group, &self.joins);
         attach(&mut to, Role::KeeperGroup, &self.leaves);
         to
     }
 
     /// Takes over the process that was born into it, once it has its descriptors.
-    async fn born(self, pidfd: OwnedFd, disk: Disk, laps: &mut Laps) -> Result<Copy, EngineError> {
+    async fn born(
+        self,
+        pidfd: OwnedFd,
+        disks: Vec<OwnDisk>,
+        generation: u32,
+        laps: &mut Laps,
+    ) -> Result<Copy, EngineError> {
         let child = Child::from_pidfd(pidfd).map_err(EngineError::Spawn)?;
         // From here on dropping it kills the process.
         let child = Arc::new(child);
@@ -214,7 +265,8 @@ impl Cradle {
         match monitor.client.answer(self.birth, FORK).await.map(|said| said.body) {
             Ok(Reply::Born(stages)) => {
                 laps.lap_of(&stages, "birth");
-                Ok(Copy { monitor, ways: self.ways, body: Body::of_copy(disk, child) })
+                let body = Body::of_copy(self.dir, disks, child, generation);
+                Ok(Copy { monitor, ways: self.ways, body })
             }
             Ok(other) => Err(monitor.explain(unexpected(&other)).await),
             Err(error) => Err(monitor.explain(error).await),
@@ -233,7 +285,7 @@ pub(super) struct Copy {
 impl Copy {
     /// Copies a copy that has not run yet.
     pub async fn again(&mut self, cradle: Cradle) -> Result<Self, EngineError> {
-        Ok(self.body.fork(&self.monitor.client, cradle, &mut Laps::new()).await?.0)
+        Ok(self.body.fork(&self.monitor.client, cradle, After::GoesOn, &mut Laps::new()).await?.0)
     }
 }
 

@@ -17,7 +17,7 @@ use super::snapshot;
 use crate::agent::AgentClient;
 use crate::process::Life;
 use crate::to_its_end::to_its_end;
-use crate::{After, EngineError, Exit, Forked, Machine, Stages, Usage};
+use crate::{After, EngineError, Exit, Forked, Machine, Stages, Usage, VolumeSource};
 
 /// A machine.
 pub(super) struct KvmMachine {
@@ -101,17 +101,30 @@ impl Controls {
         .await
     }
 
+    /// Puts a volume into a slot.
+    async fn attach(
+        self: Arc<Self>,
+        slot: usize,
+        source: VolumeSource,
+    ) -> Result<u64, EngineError> {
+        to_its_end(async move {
+            let mut body = self.body.lock().await;
+            body.attach(&self.client, slot, source).await
+        })
+        .await
+    }
+
     /// Makes one copy per directory.
     async fn fork(self: Arc<Self>, dirs: Vec<PathBuf>) -> Result<Forked, EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
             let mut laps = Laps::new();
-            let bytes = body.disk.bytes();
-            let cradles = dirs.iter().map(|dir| Cradle::make(&self.family, dir, bytes));
+            self.family.host.generations.allow(body.generation, dirs.len())?;
+            let cradles = dirs.iter().map(|dir| Cradle::make(&self.family, dir, &body));
             let mut cradles = cradles.collect::<Result<Vec<_>, _>>()?.into_iter();
             let Some(first) = cradles.next() else { return Ok(Forked::default()) };
             laps.lap("cradle");
-            let (first, pause) = body.fork(&self.client, first, &mut laps).await?;
+            let (first, pause) = body.fork(&self.client, first, After::GoesOn, &mut laps).await?;
             let stages = laps.finish();
             tracing::debug!(?stages, "forked");
             drop(body);
@@ -130,11 +143,16 @@ impl Controls {
     }
 
     /// Writes a copy into `out`.
-    async fn snapshot(self: Arc<Self>, scratch: PathBuf, out: PathBuf) -> Result<(), EngineError> {
+    async fn snapshot(
+        self: Arc<Self>,
+        scratch: PathBuf,
+        out: PathBuf,
+        then: After,
+    ) -> Result<(), EngineError> {
         to_its_end(async move {
             let mut body = self.body.lock().await;
-            let cradle = Cradle::make(&self.family, &scratch, body.disk.bytes())?.readable();
-            let (copy, pause) = body.fork(&self.client, cradle, &mut Laps::new()).await?;
+            let cradle = Cradle::make(&self.family, &scratch, &body)?.readable();
+            let (copy, pause) = body.fork(&self.client, cradle, then, &mut Laps::new()).await?;
             drop(body);
             tracing::debug!(?pause, "copied for a snapshot");
             let saved = snapshot::save(&self.family, &copy, &out).await;
@@ -167,6 +185,10 @@ impl Machine for KvmMachine {
         self.controls.clone().make_ready().await
     }
 
+    async fn attach(&self, slot: usize, volume: VolumeSource) -> Result<u64, EngineError> {
+        self.controls.clone().attach(slot, volume).await
+    }
+
     async fn run(&self) -> Result<Stages, EngineError> {
         self.controls.clone().run().await
     }
@@ -180,8 +202,8 @@ impl Machine for KvmMachine {
         self.controls.clone().fork(dirs).await
     }
 
-    async fn snapshot(&self, scratch: &Path, out: &Path, _then: After) -> Result<(), EngineError> {
-        self.controls.clone().snapshot(scratch.to_owned(), out.to_owned()).await
+    async fn snapshot(&self, scratch: &Path, out: &Path, then: After) -> Result<(), EngineError> {
+        self.controls.clone().snapshot(scratch.to_owned(), out.to_owned(), then).await
     }
 
     async fn kill(&self) {

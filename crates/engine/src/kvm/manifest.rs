@@ -3,6 +3,9 @@
 //! A bake is this file and the files that it names. What is not named, too short, too long or
 //! missing is damage, and so is a manifest that is not as it was written ([`Manifest::seal`]).
 //!
+//! Copies of volumes (`volume-*`) are beside them and not in it: they may be large, and what is on
+//! them is no part of the machine. Their headers are looked at before a monitor gets them.
+//!
 //! Hashes are made once, when the files are. A restore checks the small ones, which are read in
 //! whole anyway; of the large ones, which are mapped and read as the guest touches them, it checks
 //! the length. [`verify`] reads all of them.

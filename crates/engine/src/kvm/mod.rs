@@ -10,7 +10,7 @@
 //! | `probe`, [`KvmEngine::prove`] | whether this host can |
 //! | `monitor`, `client`, `channels`, `runtime` | one process, and talking to it |
 //! | `files`, `manifest`, `processor` | what a bake is, and how damage is found |
-//! | `bake`, `restore`, `fork`, `snapshot`, `machine` | what is done |
+//! | `bake`, `restore`, `fork`, `snapshot`, `volume`, `machine` | what is done |
 
 mod bake;
 mod channels;
@@ -26,6 +26,7 @@ mod processor;
 mod restore;
 mod runtime;
 mod snapshot;
+mod volume;
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -45,6 +46,7 @@ use self::monitor::{Host, launch};
 use self::processor::Processor;
 use self::runtime::Runtime;
 use crate::error::file_error;
+use crate::generations::Generations;
 use crate::process::OLD_GROUP;
 use crate::proof::Proof;
 use crate::{Bake, BakeLog, Engine, EngineError, GuestImage, Machine, files as names, tsc};
@@ -85,7 +87,7 @@ impl KvmEngine {
         cgroups.sweep(OLD_GROUP);
         let filter = Arc::new(Filter::monitor());
         Ok(Self {
-            host: Arc::new(Host { runtime, filter, cgroups, kvm }),
+            host: Arc::new(Host { runtime, filter, cgroups, kvm, generations: Generations::new() }),
             processor: Processor::of_host(),
             tsc_khz: tsc::stable_khz(&dir.join("tsc-khz")),
             proof: Proof::default(),
@@ -155,6 +157,10 @@ impl Engine for KvmEngine {
 
     async fn prove_fork(&self, bake: &Bake, scratch: &Path) -> Result<(), EngineError> {
         self.proof.of(self, bake, scratch).await
+    }
+
+    fn volume_slots(&self) -> usize {
+        pandastack_vmm::VOLUME_SLOTS
     }
 
     fn verify(&self, dir: &Path) -> Result<bool, EngineError> {

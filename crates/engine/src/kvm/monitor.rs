@@ -17,6 +17,7 @@ use super::channels;
 use super::client::{Attached, Client, START};
 use super::runtime::{MONITOR, Runtime};
 use crate::EngineError;
+use crate::generations::Generations;
 use crate::process::{self, Complaints, Process, c_string, into_tokio};
 use pandastack_jail::root::KEEPER;
 
@@ -27,6 +28,7 @@ pub(super) struct Host {
     pub cgroups: Cgroups,
     /// `/dev/kvm`, opened once: a jail has no devices.
     pub kvm: File,
+    pub generations: Generations,
 }
 
 impl Host {

@@ -29,6 +29,6 @@ pub(super) async fn restore(
     attach(&mut with, Role::Layer, disk.frozen());
     attach(&mut with, Role::Top, [&top]);
     let (monitor, ways) = idle.start(host, bake.size, None, with).await?;
-    let body = Body::new(disk, monitor.process.child().clone());
+    let body = Body::new(dir, disk, monitor.process.child().clone());
     Ok(Copy { monitor, ways, body })
 }

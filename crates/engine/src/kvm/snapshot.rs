@@ -4,6 +4,7 @@
 //!   memory       another name of the template's            never copied, never a chain:
 //!   memory.diff  pages that differ, written by the copy     one diff, the older one merged in
 //!   disk, layer-* other names of the machine's              state, written by the copy
+//!   volume-*      the same of volumes
 //!   machine.json last, with the hashes of what is new
 //! ```
 
@@ -18,7 +19,6 @@ use super::client::{Attached, SAVE, attach};
 use super::fork::{Copy, Family};
 use super::manifest::WORKING_SET;
 use super::monitor::Monitor;
-use crate::disk::Place;
 use crate::error::file_error;
 use crate::files::{DIFF, MEMORY, STATE};
 use crate::{EngineError, disk, sparse};
@@ -26,10 +26,11 @@ use crate::{EngineError, disk, sparse};
 /// Writes the copy into the existing empty directory `out`.
 pub(super) async fn save(family: &Family, copy: &Copy, out: &Path) -> Result<(), EngineError> {
     save_machine(&copy.monitor, out, (Role::Diff, DIFF)).await?;
-    let disk = &copy.body.disk;
-    let (to, bytes) = (Place::root(out), disk.bytes());
-    disk.link_into(&to)?;
-    blocking(move || disk::flatten(&to, bytes)).await?;
+    for disk in &copy.body.disks {
+        let (to, bytes) = (disk.place(out), disk.layers.bytes());
+        disk.layers.link_into(&to)?;
+        blocking(move || disk::flatten(&to, bytes)).await?;
+    }
     let base = family.bake.dir.join(MEMORY);
     let target = out.join(MEMORY);
     match sparse::share(&base, &target) {

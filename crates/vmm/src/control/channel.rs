@@ -66,7 +66,7 @@ mod tests {
     use rustix::io::Errno;
     use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 
-    use super::super::{Fork, Reply, Request};
+    use super::super::{DiskFork, Fork, Reply, Request};
     use super::*;
 
     /// Limits of somebody who does not keep to ours.
@@ -80,10 +80,11 @@ mod tests {
     fn a_message_arrives_with_its_descriptors() {
         let (here, there) = pair();
         let file = std::fs::File::open("/dev/null").unwrap();
+        let fork = Fork { readable: true, disks: vec![DiskFork { slot: Some(7), freezes: true }] };
         let with = [(Role::Agent, file.as_fd()), (Role::Group, file.as_fd())];
-        send(&here, Request::Fork(Fork { readable: true }), &with).unwrap();
+        send(&here, Request::Fork(fork.clone()), &with).unwrap();
         let mut got = receive::<Request>(&there).unwrap();
-        assert_eq!(got.body, Request::Fork(Fork { readable: true }));
+        assert_eq!(got.body, Request::Fork(fork));
         assert!(got.take(Role::Agent).is_some() && got.take(Role::Agent).is_none());
         assert_eq!(got.take_all(Role::Group).len(), 1);
         assert!(got.descriptors.is_empty());

@@ -8,9 +8,9 @@
 //! ```text
 //!   Start ─▶ standing still ⇄ [Ready,] Run / Pause ─▶ running
 //!                 │  ▲                          │
-//!       Save,     │  └──── a copy is born here ─┤ Fork
-//!       Record  ◀─┘                             ▼
-//!                                        Ended, and the process exits
+//!       Attach,   │  └──── a copy is born here ─┤ Fork
+//!       Save,   ◀─┘                             ▼
+//!       Record                           Ended, and the process exits
 //! ```
 //!
 //! Both sides bound what they read: [`MAX_MESSAGE`] bytes and [`MAX_DESCRIPTORS`] descriptors.
@@ -70,9 +70,9 @@ pub enum Role {
     Group,
     /// Control file of a group that the copy's keeper joins.
     KeeperGroup,
-    /// The layer that was on top until now, reopened read-only.
+    /// The layer that was on top of a disk until now, reopened read-only.
     Frozen,
-    /// The source's own new top layer.
+    /// The source's own new top layer of that disk.
     NewTop,
     /// Readable or not, a process: a reply's pidfd.
     Process,
@@ -104,9 +104,13 @@ pub enum Request {
     Pause,
     /// Copies the machine into a new process. The answer is [`Reply::Forked`], and the copy says
     /// [`Reply::Born`] on its own control socket. Comes with `Control`, `Complaints`, `Agent`,
-    /// maybe `Net`, `Top`, any `Group`s and `KeeperGroup`s, and if the machine's own top layer is
-    /// to be frozen, `Frozen` and `NewTop`. If not, it must not have run since it was born.
+    /// maybe `Net`, any `Group`s and `KeeperGroup`s, a `Top` for each of [`Fork::disks`], and a
+    /// `Frozen` and a `NewTop` for each of those whose top layer is to be frozen, in their order. A
+    /// top layer that is not frozen must be empty.
     Fork(Fork),
+    /// Puts a volume into an empty slot of the machine, which stands still. Comes with `Disk`, any
+    /// `Layer`s, and `Top`. A snapshot has the slot empty again.
+    Attach(Attach),
     /// Writes the machine, which stands still. Comes with `State`, and `Memory` if it was booted
     /// or `Diff` if it was restored, all writable and empty; `Pagemap` where the supervisor may.
     Save,
@@ -135,6 +139,26 @@ pub struct Start {
 pub struct Fork {
     /// The supervisor will look into the copy's `/proc`: it is to be saved, and never runs.
     pub readable: bool,
+    /// The disks that are written to, all of them: the one that every machine has, and volumes.
+    pub disks: Vec<DiskFork>,
+}
+
+/// What becomes of a disk of which both sides have a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFork {
+    /// The slot of a volume; `None` is the disk that every machine has.
+    pub slot: Option<u8>,
+    /// Whether its top layer becomes one that both sides read.
+    pub freezes: bool,
+}
+
+/// Which volume goes where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// The slot.
+    pub slot: u8,
+    /// What the guest flushes has to survive a failure of the host's power.
+    pub lasting: bool,
 }
 
 /// From the monitor.

@@ -9,6 +9,7 @@
 //!   512 MiB an entry ──────▶ 64 KiB an entry ───▶ content
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -60,6 +61,9 @@ pub(super) enum Content {
 
 /// An image that is open.
 pub(super) struct Layer {
+    /// L2 entries that are not in the file yet, by cluster of the disk: those of a top layer that is
+    /// lasting, see `top.rs`.
+    pub pending: BTreeMap<u64, u64>,
     pub file: File,
     /// Clusters of the file; the last may be incomplete.
     pub clusters: u32,
@@ -83,7 +87,7 @@ impl Layer {
         let mut table = vec![0; 8 * l1_entries(bytes) as usize];
         file.read_exact_at(&mut table, header.l1_table).map_err(LayerError::Read)?;
         let l1 = entries(&table).collect();
-        let layer = Self { file, clusters: clusters as u32, l1, header };
+        let layer = Self { pending: BTreeMap::new(), file, clusters: clusters as u32, l1, header };
         for &entry in layer.l1.iter().filter(|entry| **entry != 0) {
             layer.cluster(entry)?;
         }
@@ -92,7 +96,7 @@ impl Layer {
 
     /// Whether it has no content, so that everything below shows.
     pub fn is_empty(&self) -> bool {
-        self.l1.iter().all(|entry| *entry == 0)
+        self.pending.is_empty() && self.l1.iter().all(|entry| *entry == 0)
     }
 
     /// Where the L2 entry of a cluster of the disk is in the file, if there is a table for it.
@@ -104,9 +108,16 @@ impl Layer {
     /// Reads the L2 entries of clusters of the disk from `guest` on into a buffer for as many as
     /// are wanted, none of them beyond the same table. False if there is no table for them.
     pub fn read_entries(&self, guest: u64, buffer: &mut [u8]) -> io::Result<bool> {
-        let Some(offset) = self.l2_entry(guest) else { return Ok(false) };
-        self.file.read_exact_at(buffer, offset)?;
-        Ok(true)
+        let offset = self.l2_entry(guest);
+        match offset {
+            Some(offset) => self.file.read_exact_at(buffer, offset)?,
+            None => buffer.fill(0),
+        }
+        let buffer = buffer.as_chunks_mut::<8>().0;
+        let mut held_back = self.pending.range(guest..guest + buffer.len() as u64).peekable();
+        let found = offset.is_some() || held_back.peek().is_some();
+        held_back.for_each(|(at, entry)| buffer[(at - guest) as usize] = entry.to_be_bytes());
+        Ok(found)
     }
 
     /// What an L2 entry says.

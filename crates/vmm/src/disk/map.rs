@@ -4,7 +4,7 @@
 //! So lookups are answered from [`Slice`]s, 32 MiB of the disk each, that say which layer a
 //! cluster is in. Making one costs a read of 4 KiB per layer that has anything near.
 //!
-//! **A slice is never ahead of the files**: a write changes the file first. And layers are
+//! **A slice is never ahead of the layers**: a write changes the file first, or what it holds back. And layers are
 //! numbered from below, so that a slice stays true when the top is frozen and gets an empty layer
 //! on it. Both sides of a fork(2) can go on with their copy of it.
 

@@ -9,7 +9,7 @@
 //! Layers are qcow2 images that QEMU reads too (`header.rs` says which dialect). They name no other
 //! file: what lies under what is said by the order of the descriptors.
 //!
-//! **Nothing is buffered.** What was written is in the file, in a state that anybody may read, by
+//! **Nothing is buffered**, but by a disk that outlives its machine (`top.rs`). What was written is in the file, in a state that anybody may read, by
 //! the time that [`Disk::write_at`] returns, and what is kept in memory (`map.rs`, first-level
 //! tables) only repeats what is in files. So fork(2) copies a disk that is not being written to:
 //! both sides [`freeze`](Disk::freeze) the top, each under a new one of its own, and go on.
@@ -18,7 +18,7 @@
 //! damaged one is an error of whoever opens it, or an I/O error of whoever reads the damaged part;
 //! never a panic, a loop, or memory without a bound.
 //!
-//! Kernel calls: fstat, pread64, pwrite64, close.
+//! Kernel calls: fstat, pread64, pwrite64, fdatasync, close.
 
 mod header;
 mod layer;
@@ -80,6 +80,9 @@ pub enum DiskError {
     /// The file to read the frozen top through is another file.
     #[error("the frozen layer is not the file that was written")]
     OtherFile,
+    /// What was held back cannot be written.
+    #[error("the disk cannot be written")]
+    Write(#[source] io::Error),
     /// The top is not untouched.
     #[error("the top layer was written to")]
     Written,
@@ -146,11 +149,30 @@ impl Disk {
         }
     }
 
-    /// Does nothing, and that is enough. What was written is with the host's kernel already, so it
-    /// outlives this process; a failure of the host's power ends the machine, whose memory is
-    /// nowhere else, and its disk with it. Whoever keeps a disk beyond its machine syncs its files.
+    /// Whether what is written is to outlive a failure of the host's power: that of a volume, not
+    /// that of a disk whose machine ends then, with all that its memory holds. Not for a disk that
+    /// is a plain file.
+    pub fn set_lasting(&mut self, lasting: bool) -> Result<(), DiskError> {
+        self.stack()?.set_lasting(lasting)
+    }
+
+    /// Puts into the files what a lasting disk holds back until it is flushed: before a copy is made
+    /// of the process, and before anybody else reads them.
+    pub fn commit(&mut self) -> Result<(), DiskError> {
+        match &mut self.content {
+            Content::Plain { .. } => Ok(()),
+            Content::Layered(stack) => stack.commit(),
+        }
+    }
+
+    /// Makes sure that what was written to a lasting disk outlives a failure of the host's power.
+    /// Otherwise this does nothing, and that is enough: what was written is with the host's kernel
+    /// already, so it outlives this process.
     pub fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match &mut self.content {
+            Content::Plain { .. } => Ok(()),
+            Content::Layered(stack) => stack.flush(),
+        }
     }
 
     /// Makes the top a frozen layer, read through `frozen` from now on, which is the same file

@@ -19,6 +19,8 @@ pub(super) struct Stack {
     base: File,
     bytes: u64,
     frozen: Vec<Layer>,
+    /// How many of the frozen layers were written since the last flush of a lasting disk.
+    unsynced: usize,
     top: Top,
     map: Map,
 }
@@ -32,11 +34,12 @@ impl Stack {
             .map(|(file, number)| Layer::open(file, bytes).map_err(at(number)))
             .collect::<Result<Vec<_>, _>>()?;
         let top = Top::open(top, bytes).map_err(at(frozen.len() + 1))?;
-        Ok(Self { base, bytes, frozen, top, map: Map::new() })
+        Ok(Self { base, bytes, frozen, unsynced: 0, top, map: Map::new() })
     }
 
     /// See [`super::Disk::freeze`].
     pub fn freeze(&mut self, frozen: File, top: File) -> Result<(), DiskError> {
+        self.commit()?;
         if self.frozen.len() >= MAX_LAYERS {
             return Err(DiskError::TooManyLayers);
         }
@@ -49,7 +52,32 @@ impl Stack {
         let top = self.open_empty(top, self.frozen.len() + 2)?;
         let below = std::mem::replace(&mut self.top, top).layer;
         self.frozen.push(Layer { file: frozen, ..below });
+        self.unsynced += 1;
         Ok(())
+    }
+
+    /// See [`super::Disk::set_lasting`].
+    pub fn set_lasting(&mut self, lasting: bool) -> Result<(), DiskError> {
+        self.commit()?;
+        self.top.lasting = lasting;
+        Ok(())
+    }
+
+    /// See [`super::Disk::commit`].
+    pub fn commit(&mut self) -> Result<(), DiskError> {
+        self.top.commit().map_err(DiskError::Write)
+    }
+
+    /// See [`super::Disk::flush`].
+    pub fn flush(&mut self) -> io::Result<()> {
+        if !self.top.lasting {
+            return Ok(());
+        }
+        let written = self.frozen.len() - self.unsynced;
+        self.frozen[written..].iter().try_for_each(|layer| layer.file.sync_data())?;
+        self.unsynced = 0;
+        self.top.commit()?;
+        self.top.sync()
     }
 
     /// See [`super::Disk::replace_top`].
@@ -62,7 +90,10 @@ impl Stack {
     }
 
     fn open_empty(&self, top: File, number: usize) -> Result<Top, DiskError> {
-        Top::open_empty(top, self.bytes).map_err(|source| DiskError::Layer { number, source })
+        let mut top = Top::open_empty(top, self.bytes)
+            .map_err(|source| DiskError::Layer { number, source })?;
+        top.lasting = self.top.lasting;
+        Ok(top)
     }
 
     /// Fills a buffer from `at`. What is beyond the end of the disk is zeros, so that a whole

@@ -5,7 +5,7 @@
 //!  ──────                                     ────
 //!  threads end, state is read
 //!  birth ───────────────────────────────────▶ cgroup, no capabilities
-//!  the disk's top is frozen, a new one on it  the same, with a top of its own
+//!  tops of disks are frozen, new ones on it   the same, with tops of its own
 //!  threads again, with the same VM            its own descriptors
 //!  Forked + pidfd                             Born, on its own socket; stands still
 //! ```
@@ -24,7 +24,8 @@ use pandastack_fork::thread::Announced;
 use super::start::{damaged, kernel, machine_failure, take};
 use super::{Answer, Monitor};
 use crate::clock::Stages;
-use crate::control::{Failure, Fork, Received, Reply, Request, Role};
+use crate::control::{DiskFork, Failure, Fork, Received, Reply, Request, Role};
+use crate::disk::{Disk, DiskError};
 use crate::machine::{Halted, Machine};
 
 /// How long a process that was born a moment ago may wait for its ids.
@@ -36,29 +37,43 @@ struct Belongings {
     complaints: OwnedFd,
     agent: OwnedFd,
     net: Option<OwnedFd>,
-    top: File,
+    disks: Vec<Tops>,
     groups: Vec<OwnedFd>,
-    /// The source's own new top, and the old one, read-only, if it is frozen.
-    freeze: Option<(File, File)>,
     keeper_groups: Vec<OwnedFd>,
 }
 
+/// The top layers of a disk.
+struct Tops {
+    slot: Option<usize>,
+    /// The copy's.
+    top: File,
+    /// The old one, read-only, and the source's own new one, if the old one is frozen.
+    freeze: Option<(File, File)>,
+}
+
 impl Belongings {
-    fn take(with: &mut Received<Request>) -> Result<Self, Failure> {
-        let freeze = match (with.take(Role::Frozen), with.take(Role::NewTop)) {
-            (Some(frozen), Some(top)) => Some((File::from(frozen), File::from(top))),
-            (None, None) => None,
-            _ => return Err(Failure::Refused("half of what freezes a disk".into())),
+    fn take(fork: &Fork, with: &mut Received<Request>) -> Result<Self, Failure> {
+        let tops = with.take_all(Role::Top);
+        let [frozen, new] = [Role::Frozen, Role::NewTop].map(|role| with.take_all(role));
+        let freezing = fork.disks.iter().filter(|disk| disk.freezes).count();
+        if tops.len() != fork.disks.len() || [frozen.len(), new.len()] != [freezing; 2] {
+            return Err(Failure::Refused("another number of layers than of disks".into()));
+        }
+        let mut freezes = frozen.into_iter().map(File::from).zip(new.into_iter().map(File::from));
+        let tops_of = |(disk, top): (&DiskFork, OwnedFd)| Tops {
+            slot: disk.slot.map(usize::from),
+            top: top.into(),
+            freeze: if disk.freezes { freezes.next() } else { None },
         };
+        let disks = fork.disks.iter().zip(tops).map(tops_of).collect();
         Ok(Self {
             control: take(with, Role::Control)?,
             complaints: take(with, Role::Complaints)?,
             agent: take(with, Role::Agent)?,
             net: with.take(Role::Net),
-            top: take(with, Role::Top)?.into(),
+            disks,
             groups: with.take_all(Role::Group),
             keeper_groups: with.take_all(Role::KeeperGroup),
-            freeze,
         })
     }
 }
@@ -66,14 +81,24 @@ impl Belongings {
 impl Monitor {
     /// Makes a copy. Returns in both processes: in the copy, `self` is the copy's.
     pub(super) fn fork(&mut self, fork: &Fork, mut with: Received<Request>) -> Answer {
-        let own = Belongings::take(&mut with)?;
+        let own = Belongings::take(fork, &mut with)?;
         drop(with);
         let mut clock = Stages::new();
-        birth::await_ids(IDS_DEADLINE).map_err(birth_failure)?;
         let machine = self.machine()?;
+        // One that is not named would be written to by both.
+        let mut named: Vec<_> = own.disks.iter().map(|disk| disk.slot).collect();
+        named.sort_unstable();
+        if !named
+            .into_iter()
+            .eq(std::iter::once(None).chain(machine.board.devices.filled().map(Some)))
+        {
+            return Err(Failure::Refused("these are not the disks of the machine".into()));
+        }
+        birth::await_ids(IDS_DEADLINE).map_err(birth_failure)?;
         let halted = machine.halt().map_err(machine_failure)?;
         clock.lap("halt");
-        let forked = divide(&own);
+        let committed = own.disks.iter().try_for_each(|it| change(machine, it.slot, Disk::commit));
+        let forked = committed.and_then(|()| divide(&own));
         clock.lap("clone");
         match forked {
             Ok(Side::Child) => {
@@ -85,7 +110,10 @@ impl Monitor {
             Ok(Side::Parent(pidfd)) => {
                 // SAFETY: the kernel made this descriptor for us a moment ago.
                 let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-                let frozen = own.freeze.map_or(Ok(()), |(old, top)| freeze(machine, old, top));
+                let frozen = own.disks.into_iter().try_for_each(|disk| match disk.freeze {
+                    Some((old, new)) => freeze(machine, disk.slot, old, new),
+                    None => Ok(()),
+                });
                 clock.lap("freeze");
                 go_on(machine, halted)?;
                 clock.lap("resume");
@@ -126,13 +154,13 @@ impl Monitor {
         let machine = self.machine()?;
         machine.board.renew().map_err(|e| kernel("make an eventfd", &e))?;
         machine.board.devices.replace_streams(own.agent, own.net);
-        match own.freeze {
-            Some((old, _)) => freeze(machine, old, own.top)?,
-            None => machine
-                .board
-                .devices
-                .with_disk(|disk| disk.replace_top(own.top))
-                .map_err(|e| damaged("disk", &e.to_string()))?,
+        for Tops { slot, top, freeze: frozen } in own.disks {
+            match frozen {
+                Some((old, _)) => freeze(machine, slot, old, top)?,
+                None => change(machine, slot, |disk| disk.replace_top(top))?,
+            }
+            // What a copy writes ends with it, also to what lasts in its source.
+            change(machine, slot, |disk| disk.set_lasting(false))?;
         }
         machine.is_copy = true;
         // What the source's guest said is not this one's word.
@@ -149,10 +177,19 @@ fn divide(own: &Belongings) -> Result<Side, Failure> {
     unsafe { birth::fork(&groups, &thread) }.map_err(birth_failure)
 }
 
-/// Makes the disk's top a layer, read through `old` from now on, with `top` over it.
-fn freeze(machine: &Machine, old: File, top: File) -> Result<(), Failure> {
-    let frozen = machine.board.devices.with_disk(|disk| disk.freeze(old, top));
-    frozen.map_err(|e| damaged("disk", &e.to_string()))
+/// Makes a disk's top a layer, read through `old` from now on, with `top` over it.
+fn freeze(machine: &Machine, slot: Option<usize>, old: File, top: File) -> Result<(), Failure> {
+    change(machine, slot, |disk| disk.freeze(old, top))
+}
+
+fn change(
+    machine: &Machine,
+    slot: Option<usize>,
+    how: impl FnOnce(&mut Disk) -> Result<(), DiskError>,
+) -> Result<(), Failure> {
+    let gone = || Failure::Refused("it has no such disk".into());
+    let changed = machine.board.devices.with_disk(slot, how).ok_or_else(gone)?;
+    changed.map_err(|e| damaged("disk", &e.to_string()))
 }
 
 fn go_on(machine: &mut Machine, halted: Option<Halted>) -> Result<(), Failure> {

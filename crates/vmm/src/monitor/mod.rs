@@ -6,6 +6,7 @@
 //!
 //! The process ends when its supervisor does: the control socket is closed then.
 
+mod attach;
 mod fork;
 mod save;
 mod start;
@@ -83,6 +84,10 @@ impl Monitor {
             Request::Fork(fork) => {
                 let fork = fork.clone();
                 self.fork(&fork, received)
+            }
+            Request::Attach(attach) => {
+                let attach = *attach;
+                self.attach(attach, received)
             }
             Request::Save => self.save(received),
             Request::Record => self.record(received),

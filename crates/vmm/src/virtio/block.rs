@@ -34,11 +34,11 @@ use crate::GuestMemory;
 /// Size of a sector, whatever the disk's own blocks are (section 5.2.4).
 pub const SECTOR: u64 = 512;
 
-/// Requests are done one after the other, so the queue need only be deep enough that a large one
+/// Requests are done one after the other, so a queue need only be deep enough that a large one
 /// fits (504 KiB in single pages) and that a guest can prepare the next while one is done.
-const QUEUE_SIZE: u16 = 128;
-/// Most pieces of one request: the queue without header and status.
-const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
+const QUEUE: &[u16] = &[128];
+/// A guest keeps memory for every entry, also of the disk that it never uses.
+const SHORT_QUEUE: &[u16] = &[64];
 /// A turn ends after so many requests,
 const TURN_REQUESTS: usize = 32;
 /// or after so many bytes.
@@ -65,14 +65,39 @@ pub trait Storage: Send {
     fn flush(&mut self) -> io::Result<()>;
 }
 
+/// A place for a disk, which may be empty: without a sector, and every access fails.
+impl<S: Storage> Storage for Option<S> {
+    fn bytes(&self) -> u64 {
+        self.as_ref().map_or(0, S::bytes)
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.as_mut().ok_or_else(empty)?.read_at(offset, buffer)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.as_mut().ok_or_else(empty)?.write_at(offset, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.as_mut().map_or(Ok(()), S::flush)
+    }
+}
+
+fn empty() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "there is no disk")
+}
+
 /// A disk.
 pub struct Block<S> {
     storage: S,
+    queue_sizes: &'static [u16],
     serial: [u8; SERIAL],
     read_only: bool,
     /// The driver does not know how to flush, so every write does.
     write_through: bool,
-    bounce: Box<[u8]>,
+    /// Empty until it is needed: most of a machine's disks never are.
+    bounce: Vec<u8>,
 }
 
 /// Why a request was not carried out.
@@ -90,11 +115,23 @@ impl<S: Storage> Block<S> {
     pub fn new(storage: S, serial: &str, read_only: bool) -> Self {
         let mut padded = [0; SERIAL];
         padded.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
-        let bounce = vec![0; BOUNCE].into_boxed_slice();
-        Self { storage, serial: padded, read_only, write_through: false, bounce }
+        Self {
+            storage,
+            queue_sizes: QUEUE,
+            serial: padded,
+            read_only,
+            write_through: false,
+            bounce: Vec::new(),
+        }
     }
 
-    /// What it is made of: to be replaced in a copy, by something of the same size.
+    /// The same, with a queue that is shorter: for one that may never be used.
+    pub fn with_short_queue(self) -> Self {
+        Self { queue_sizes: SHORT_QUEUE, ..self }
+    }
+
+    /// What it is made of: to be replaced in a copy, by something of the same size, or by something
+    /// of another size where the driver is told of that.
     pub fn storage(&mut self) -> &mut S {
         &mut self.storage
     }
@@ -154,6 +191,7 @@ impl<S: Storage> Block<S> {
         memory: &GuestMemory,
     ) -> Result<u32, Refusal> {
         let start = self.extent(sector, len)?;
+        self.bounce.resize(BOUNCE, 0);
         for (done, size) in portions(len) {
             let bounce = &mut self.bounce[..size];
             self.storage.read_at(start + done, bounce)?;
@@ -168,6 +206,7 @@ impl<S: Storage> Block<S> {
         }
         let len = chain.readable_bytes() - HEADER as u64;
         let start = self.extent(sector, len)?;
+        self.bounce.resize(BOUNCE, 0);
         for (done, size) in portions(len) {
             let bounce = &mut self.bounce[..size];
             chain.read(memory, HEADER as u64 + done, bounce)?;
@@ -200,12 +239,14 @@ impl<S: Storage> Device for Block<S> {
     }
 
     fn queue_sizes(&self) -> &'static [u16] {
-        &[QUEUE_SIZE]
+        self.queue_sizes
     }
 
     fn config(&self) -> Vec<u8> {
         // `struct virtio_blk_config`: capacity in sectors, size_max (not offered), seg_max.
-        let [capacity, segments] = [self.sectors(), u64::from(SEGMENTS_MAX) << 32];
+        // Most pieces of one request: the queue without header and status.
+        let pieces = self.queue_sizes.iter().map(|size| u64::from(*size) - 2).sum::<u64>();
+        let [capacity, segments] = [self.sectors(), pieces << 32];
         [capacity.to_le_bytes(), segments.to_le_bytes()].concat()
     }
 

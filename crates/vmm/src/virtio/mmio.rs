@@ -56,7 +56,7 @@ pub mod offset {
     pub const QUEUE_USED: u64 = 0xa0;
     /// Length of a shared memory region, low half.
     pub const SHARED_MEMORY_LEN: u64 = 0xb0;
-    /// Changes with the configuration space, so it never does.
+    /// Is another one after every change of the configuration space.
     pub const CONFIG_GENERATION: u64 = 0xfc;
     /// The configuration space begins here.
     pub const CONFIG: u64 = 0x100;
@@ -118,6 +118,7 @@ pub struct Registers {
     driver_features_select: u32,
     driver_features: u64,
     queue_select: u32,
+    config_generation: u32,
     queues: Vec<QueueSetup>,
 }
 
@@ -130,6 +131,7 @@ impl Registers {
             driver_features_select: 0,
             driver_features: 0,
             queue_select: 0,
+            config_generation: 0,
             queues: vec![QueueSetup::default(); face.queue_sizes.len()],
         }
     }
@@ -147,6 +149,11 @@ impl Registers {
     /// What the driver wrote about each queue.
     pub fn queues(&self) -> &[QueueSetup] {
         &self.queues
+    }
+
+    /// The configuration space is another one.
+    pub fn change_config(&mut self) {
+        self.config_generation = self.config_generation.wrapping_add(1);
     }
 
     /// The device cannot go on.
@@ -169,6 +176,7 @@ impl Registers {
                 self.selected().map_or(0, |queue| u32::from(self.queues[queue].ready))
             }
             offset::STATUS => u32::from(self.status.bits()),
+            offset::CONFIG_GENERATION => self.config_generation,
             // "No such region" (section 4.2.2.1).
             _ if at & !4 == offset::SHARED_MEMORY_LEN => u32::MAX,
             _ => 0,

@@ -76,6 +76,8 @@ struct Inside<D> {
     queues: Option<Vec<Queue>>,
     /// Why it needs a reset.
     complaint: Option<Broken>,
+    /// The driver has to be told of another configuration.
+    config_changed: bool,
 }
 
 /// All that a snapshot knows of a device.
@@ -117,7 +119,13 @@ impl<D: Device> Slot<D> {
             bus: bus.clone(),
             interrupt_status: AtomicU32::new(0),
             notified: AtomicBool::new(false),
-            inside: Mutex::new(Inside { device, registers, queues: None, complaint: None }),
+            inside: Mutex::new(Inside {
+                device,
+                registers,
+                queues: None,
+                complaint: None,
+                config_changed: false,
+            }),
         }
     }
 
@@ -135,6 +143,18 @@ impl<D: Device> Slot<D> {
     /// fork. It gets a turn afterwards.
     pub fn with<R>(&self, change: impl FnOnce(&mut D) -> R) -> R {
         let result = change(&mut self.lock().device);
+        self.notify();
+        result
+    }
+
+    /// The same, where that changes the configuration space. The driver hears of it with the next
+    /// turn: in a machine that stands still, once it runs.
+    pub fn reconfigure<R>(&self, change: impl FnOnce(&mut D) -> R) -> R {
+        let mut inside = self.lock();
+        let result = change(&mut inside.device);
+        inside.registers.change_config();
+        inside.config_changed = true;
+        drop(inside);
         self.notify();
         result
     }
@@ -169,6 +189,7 @@ impl<D: Device> Slot<D> {
         let mut inside = self.lock();
         inside.queues = None;
         inside.complaint = None;
+        inside.config_changed = false;
         inside.device.reset();
         if live {
             let queues = self.queues(&registers, Some(&positions)).map_err(RestoreError::Queue)?;
@@ -207,6 +228,7 @@ impl<D: Device> Slot<D> {
             Effect::Reset => {
                 inside.queues = None;
                 inside.complaint = None;
+                inside.config_changed = false;
                 inside.device.reset();
                 self.interrupt_status.store(0, Ordering::Relaxed);
             }
@@ -237,14 +259,19 @@ impl<D: Device> Slot<D> {
     fn turn(&self, inside: &mut Inside<D>) -> Result<(bool, Signal), Broken> {
         let Some(queues) = &mut inside.queues else { return Ok((false, Signal::None)) };
         let more = inside.device.work(queues, &self.bus.memory)?;
-        let mut wanted = false;
+        let mut why = 0;
         for queue in queues {
-            wanted |= queue.take_interrupt(&self.bus.memory)?;
+            if queue.take_interrupt(&self.bus.memory)? {
+                why |= INTERRUPT_QUEUE;
+            }
         }
-        if !wanted {
+        if std::mem::take(&mut inside.config_changed) {
+            why |= INTERRUPT_CONFIG;
+        }
+        if why == 0 {
             return Ok((more, Signal::None));
         }
-        self.interrupt_status.fetch_or(INTERRUPT_QUEUE, Ordering::AcqRel);
+        self.interrupt_status.fetch_or(why, Ordering::AcqRel);
         Ok((more, Signal::Raise))
     }
 

@@ -60,7 +60,7 @@ async fn a_start_arrives_with_its_descriptors_in_order() {
 async fn a_fork_brings_a_process_and_the_copy_speaks_for_itself() {
     let client = monitor(|socket| {
         let mut got = next(socket);
-        assert_eq!(got.body, Request::Fork(Fork { readable: false }));
+        assert_eq!(got.body, Request::Fork(Fork { readable: false, disks: Vec::new() }));
         let control = got.take(Role::Control).unwrap();
         let null = std::fs::File::open("/dev/null").unwrap();
         // In this order they may arrive in any.
@@ -75,7 +75,7 @@ async fn a_fork_brings_a_process_and_the_copy_speaks_for_itself() {
     let copy = Client::new(ours).unwrap();
     let birth = copy.expect();
     let attached = vec![(Role::Control, theirs.as_fd())];
-    let fork = Request::Fork(Fork { readable: false });
+    let fork = Request::Fork(Fork { readable: false, disks: Vec::new() });
     let mut forked = client.ask(fork, attached, SOON).await.unwrap();
     drop(theirs);
     assert_eq!(forked.body, Reply::Forked(vec![("clone".into(), 9)]));

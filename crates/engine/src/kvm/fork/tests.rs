@@ -9,16 +9,17 @@ use std::thread;
 
 use pandastack_jail::{Cgroups, Filter};
 use pandastack_types::Size;
-use pandastack_vmm::control::{Failure, Received, receive, send};
+use pandastack_vmm::control::{Attach, Failure, Received, receive, send};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 
 use super::super::manifest::Manifest;
 use super::super::runtime::Runtime;
 use super::*;
-use crate::GuestImage;
 use crate::disk::{DISK, Place};
 use crate::files::{MEMORY, STATE};
+use crate::generations::Generations;
+use crate::{After, GuestImage};
 
 const BYTES: u64 = 1 << 30;
 
@@ -45,6 +46,7 @@ fn family(dir: &Path) -> Family {
         filter: Arc::new(Filter::machine()),
         cgroups: Cgroups::None,
         kvm: File::open("/dev/null").unwrap(),
+        generations: Generations::new(),
     };
     let files = Files::open(&bake).unwrap();
     Family { host: Arc::new(host), bake, files }
@@ -71,14 +73,14 @@ impl Bench {
         // One that has its ids, like this process, needs no attention before it is copied.
         let pid = Pid::from_raw(std::process::id() as i32).unwrap();
         let child = Child::from_pidfd(pidfd_open(pid, PidfdFlags::empty()).unwrap()).unwrap();
-        let body = Body::new(disk, Arc::new(child));
+        let body = Body::new(own.path(), disk, Arc::new(child));
         Self { family, body, client, own, _bake: bake }
     }
 
     async fn fork(&mut self) -> (TempDir, Result<(Copy, Duration), EngineError>) {
         let dir = tempfile::tempdir().unwrap();
-        let cradle = Cradle::make(&self.family, dir.path(), BYTES).unwrap();
-        let forked = self.body.fork(&self.client, cradle, &mut Laps::new()).await;
+        let cradle = Cradle::make(&self.family, dir.path(), &self.body).unwrap();
+        let forked = self.body.fork(&self.client, cradle, After::GoesOn, &mut Laps::new()).await;
         (dir, forked)
     }
 }
@@ -97,8 +99,10 @@ fn roles(request: &Received<Request>) -> Vec<Role> {
 /// Makes a copy, as far as the supervisor can tell. Returns what the request came with.
 fn give_birth(socket: &OwnedFd) -> (Vec<Role>, Sleeper) {
     let mut got = receive::<Request>(socket).unwrap();
-    assert_eq!(got.body, Request::Fork(Fork { readable: false }));
     let roles = roles(&got);
+    let freezes = roles.contains(&Role::Frozen);
+    let disks = vec![DiskFork { slot: None, freezes }];
+    assert_eq!(got.body, Request::Fork(Fork { readable: false, disks }));
     let control = got.take(Role::Control).unwrap();
     let (sleeper, pidfd) = sleeper();
     let stages = vec![("halt".into(), 2), ("clone".into(), 1)];
@@ -206,4 +210,54 @@ async fn a_fork_without_a_process_is_an_error() {
     });
     let (_dir, forked) = bench.fork().await;
     assert!(matches!(forked.err(), Some(EngineError::Monitor(_))));
+}
+
+/// The roles of what a machine with a volume is forked with, after those of every fork.
+#[tokio::test]
+async fn a_fork_has_a_copy_of_every_volume_and_holds_none() {
+    let (tell, told) = mpsc::channel();
+    let mut bench = Bench::new(move |socket| {
+        let got = receive::<Request>(socket).unwrap();
+        assert_eq!(got.body, Request::Attach(Attach { slot: 3, lasting: true }));
+        assert_eq!(roles(&got), [Role::Disk, Role::Top]);
+        send(socket, Reply::Done, &[]).unwrap();
+        for _ in 0..2 {
+            let mut got = receive::<Request>(socket).unwrap();
+            let _ = tell.send((got.body.clone(), roles(&got)));
+            let control = got.take(Role::Control).unwrap();
+            let (mut sleeper, pidfd) = sleeper();
+            send(socket, Reply::Forked(Vec::new()), &[(Role::Process, pidfd.as_fd())]).unwrap();
+            send(&control, Reply::Born(Vec::new()), &[]).unwrap();
+            sleeper.wait().unwrap();
+        }
+    });
+    let volume = tempfile::tempdir().unwrap();
+    crate::make_volume(volume.path(), 16).await.unwrap();
+    let source = || VolumeSource::Write { dir: volume.path().to_owned(), rewind: false };
+    for slot in [VOLUME_SLOTS, usize::MAX] {
+        assert!(bench.body.attach(&bench.client, slot, source()).await.is_err());
+    }
+    assert_eq!(bench.body.attach(&bench.client, 3, source()).await.unwrap(), 16 << 20);
+    assert!(bench.body.attach(&bench.client, 3, source()).await.is_err(), "it is full");
+
+    let fork = |freezes| {
+        let disk = |slot| DiskFork { slot, freezes };
+        Request::Fork(Fork { readable: false, disks: vec![disk(None), disk(Some(3))] })
+    };
+    let tops = [&OWN[..], &[Role::Top]].concat();
+    let (dir, forked) = bench.fork().await;
+    assert_eq!(told.recv().unwrap(), (fork(false), tops.clone()));
+    assert_eq!(names(&dir), ["disk", "disk.qcow2", "pid", "volume-3-disk", "volume-3-disk.qcow2"]);
+    drop(forked);
+
+    bench.body.runs();
+    assert!(bench.body.attach(&bench.client, 4, source()).await.is_err(), "it runs");
+    let (dir, forked) = bench.fork().await;
+    let layers = [Role::Frozen, Role::NewTop].repeat(2);
+    assert_eq!(told.recv().unwrap(), (fork(true), [&tops[..], &layers].concat()));
+    assert!(names(&dir).contains(&"volume-3-layer-0".to_owned()));
+    assert_eq!(names(&volume), ["disk", "disk.qcow2", "layer-0"]);
+    let (copy, _) = forked.unwrap();
+    let lasting = copy.body.disks.iter().map(|disk| disk.lasts).collect::<Vec<_>>();
+    assert_eq!(lasting, [false, false]);
 }

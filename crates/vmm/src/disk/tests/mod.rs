@@ -4,6 +4,7 @@ mod check;
 mod damage;
 pub(super) mod fault;
 mod model;
+mod power;
 mod qemu;
 mod rig;
 mod stack;

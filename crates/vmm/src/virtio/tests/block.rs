@@ -10,29 +10,29 @@ use crate::virtio::mmio::offset;
 use crate::virtio::serve::Served;
 use crate::virtio::slot::{Slot, Window};
 
-const SECTORS: u64 = 300;
-const OK: u8 = 0;
-const IOERR: u8 = 1;
+pub const SECTORS: u64 = 300;
+pub const OK: u8 = 0;
+pub const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
-const IN: u32 = 0;
-const OUT: u32 = 1;
-const FLUSH: u32 = 4;
-const GET_ID: u32 = 8;
+pub const IN: u32 = 0;
+pub const OUT: u32 = 1;
+pub const FLUSH: u32 = 4;
+pub const GET_ID: u32 = 8;
 
 /// Where requests have their header, their data and their status.
-const HEADER: u64 = DATA;
-const STATUS: u64 = DATA + 0x1000;
-const BUFFER: u64 = DATA + 0x1_0000;
+pub const HEADER: u64 = DATA;
+pub const STATUS: u64 = DATA + 0x1000;
+pub const BUFFER: u64 = DATA + 0x1_0000;
 
 /// A disk in memory, somewhat longer than its last sector.
-struct Ram {
-    bytes: Vec<u8>,
+pub struct Ram {
+    pub bytes: Vec<u8>,
     flushes: u32,
     broken: bool,
 }
 
 impl Ram {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let bytes = (0..SECTORS * SECTOR + 100).map(|at| (at / 7) as u8).collect();
         Self { bytes, flushes: 0, broken: false }
     }
@@ -94,8 +94,8 @@ fn gather(driver: &Driver<'_>, spans: &[(u64, u32)]) -> Vec<u8> {
 }
 
 /// Has one request done; returns its status and what the device says it wrote.
-fn request(
-    slot: &Slot<Block<Ram>>,
+pub fn request<S: Storage>(
+    slot: &Slot<Block<S>>,
     driver: &mut Driver<'_>,
     (kind, sector): (u32, u64),
     out: &[(u64, u32)],

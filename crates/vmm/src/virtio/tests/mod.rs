@@ -8,3 +8,4 @@ mod registers;
 mod rng;
 mod serve;
 mod slot;
+mod volume;
