@@ -88,10 +88,12 @@ impl Holder {
             machines.insert(machine.name.clone(), kept);
             held.push(machine);
         }
+        let watched = link.try_clone()?;
         let state = Mutex::new(State { link, child, machines });
         let shared = Arc::new(Shared { dir: dir.to_owned(), launch, state });
-        let watcher = Arc::downgrade(&shared);
-        std::thread::Builder::new().name("holder-watch".into()).spawn(move || watch(&watcher))?;
+        let weak = Arc::downgrade(&shared);
+        let watcher = std::thread::Builder::new().name("holder-watch".into());
+        watcher.spawn(move || watch(&weak, watched))?;
         Ok((Self(shared), held))
     }
 
@@ -214,26 +216,27 @@ fn start(dir: &Path, launch: &Launch) -> io::Result<(OwnedFd, Child)> {
     Ok((ours, child))
 }
 
-/// Starts another holder whenever one dies, until there is no server any more.
-fn watch(shared: &Weak<Shared>) {
+/// Starts another holder whenever one dies, until there is no server any more. While the holder
+/// lives, this keeps nothing of the server's: what it drops last is dropped.
+fn watch(shared: &Weak<Shared>, mut link: OwnedFd) {
     loop {
-        let Some(link) = shared.upgrade().and_then(|shared| shared.lock().link.try_clone().ok())
-        else {
-            return;
-        };
         // A hang-up is told without being asked for; nothing else comes on this socket.
         let _ = rustix::event::poll(&mut [PollFd::new(&link, PollFlags::RDHUP)], None);
         let Some(shared) = shared.upgrade() else { return };
-        if let Err(error) = shared.start_again() {
-            tracing::error!(%error, "nothing holds the machines if this server is killed");
-            drop(shared);
-            std::thread::sleep(PAUSE);
+        match shared.start_again() {
+            Ok(next) => link = next,
+            Err(error) => {
+                tracing::error!(%error, "nothing holds the machines if this server is killed");
+                drop(shared);
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 }
 
 impl Shared {
-    fn start_again(&self) -> io::Result<()> {
+    /// Another holder with all machines, and the link to it.
+    fn start_again(&self) -> io::Result<OwnedFd> {
         let mut state = self.lock();
         tracing::warn!("the holder of the machines ended; another one is started");
         if let Some(child) = &mut state.child {
@@ -253,6 +256,6 @@ impl Shared {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        Ok(())
+        link.try_clone()
     }
 }
