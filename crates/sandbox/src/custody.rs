@@ -198,7 +198,11 @@ impl Core {
             Ok(()) => return tracing::info!(sandbox = %id, %state, "goes on under this server"),
             Err(error) => error,
         };
-        tracing::warn!(sandbox = %id, error = %Chain(&error), "ended with its server");
+        let why: &dyn std::error::Error = match &error {
+            CreateError::Machine(why) => why,
+            other => other,
+        };
+        tracing::warn!(sandbox = %id, error = %Chain(why), "ended with its server");
         if let Some(pidfd) = pidfd {
             // The only failure is that it has ended.
             let _ = pidfd_send_signal(&pidfd, Signal::KILL);

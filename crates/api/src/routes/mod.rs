@@ -27,7 +27,7 @@ use crate::{Api, access, auth, body, guard, preview};
 
 /// Routes of the contract that this server does not have yet. Named, so that clients hear that
 /// and not that their sandbox is missing.
-const NOT_YET: [&str; 7] = [
+const NOT_YET: [&str; 8] = [
     "/v1/sandboxes/{id}/repl",
     "/v1/sandboxes/{id}/repl/sessions",
     "/v1/sandboxes/{id}/mcp",
@@ -35,6 +35,7 @@ const NOT_YET: [&str; 7] = [
     "/v1/sandboxes/{id}/exec/pty",
     "/v1/me/tokens",
     "/v1/templates/build",
+    "/v1/templates/builds",
 ];
 
 /// Everything, with its guards around it.
