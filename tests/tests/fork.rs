@@ -209,6 +209,32 @@ fn the_last_of_a_chain_of_forks_can_still_be_kept_and_begins_another() -> Result
 }
 
 #[test]
+fn a_machine_that_was_copied_as_often_as_it_can_be_sleeps_and_goes_on() -> Result<()> {
+    let server = forking(&[])?;
+    let client = server.client();
+    let sandbox = client.base()?;
+    let mut copies = 0;
+    let refused = loop {
+        sandbox.output("echo more >> /root/file; sync")?;
+        let answer = client.post(&sandbox.path("/fork-tree"), &json!({ "count": 1 }))?;
+        if answer.status != 201 {
+            break answer;
+        }
+        copies += 1;
+        let child = answer.json()["children"][0]["id"].as_str().context("an id")?.to_owned();
+        assert_eq!(client.delete(&format!("/v1/sandboxes/{child}"))?.status, 204);
+    };
+    assert_eq!(refused.status, 501, "{}", refused.text());
+    assert!(refused.text().contains("hibernate it once") && copies > 50, "{}", refused.text());
+    sandbox.hibernate()?;
+    let child = sandbox.fork(1)?.remove(0);
+    let lines = (copies + 1).to_string();
+    assert_eq!(child.output("wc -l < /root/file")?.trim(), lines);
+    assert_eq!(sandbox.output("wc -l < /root/file")?.trim(), lines);
+    Ok(())
+}
+
+#[test]
 fn any_process_of_a_family_may_be_killed_and_the_others_live() -> Result<()> {
     let server = forking(&[])?;
     let client = server.client();
