@@ -321,7 +321,8 @@ async fn play(shared: Arc<Shared>, body: Body, frames: mpsc::Sender<Bytes>) -> O
         },
         "hang" => {
             frames.send(frame(1, b"hanging\n")).await.ok()?;
-            frames.closed().await;
+            // The end of a connection is behind what was not read of it.
+            tokio::join!(frames.closed(), input.for_each(|_| async {}));
             shared.requests.lock().unwrap().push("hung up".to_owned());
             None
         }
