@@ -269,10 +269,13 @@ pub(super) fn first(bytes: &[u8]) -> First {
         [] => First::Unclear,
         [b' ' | b'\t', ..] if METHODS.contains(&method) => First::Http,
         [b' ' | b'\t', ..] if !method.is_empty() => {
-            match rest.iter().position(|byte| *byte == b'\n') {
-                Some(end) if names_http(&rest[..end]) => First::Http,
-                Some(_) => First::Other, // another line
-                None if rest.iter().any(|byte| is_binary(*byte)) => First::Other,
+            // The end of the line, or for all but the methods of HTTP itself where it is none: so
+            // that it makes no difference how much of it is there.
+            let conventional = method.iter().all(|byte| byte.is_ascii_uppercase());
+            let ends = |byte: &u8| *byte == b'\n' || !conventional && is_binary(*byte);
+            match rest.iter().position(ends).map(|end| rest.split_at(end)) {
+                Some((line, [b'\n', ..])) if names_http(line) => First::Http,
+                Some(_) => First::Other, // another line, or what is none
                 None => First::Unclear,
             }
         }

@@ -237,6 +237,13 @@ fn what_a_lenient_server_takes_for_a_request_is_one() {
             assert_eq!(outcome.forwarded, upgraded.as_bytes(), "{method} {cut}");
         }
     }
+    // However much of a line is there, it is the same line.
+    for (flow, opens) in [("PRI * HTTP/2.\0\n", false), ("get /\0 HTTP/1.1\n", true)] {
+        for cut in [0, 1, flow.len() - 2] {
+            let outcome = feed(Check::Name, 5000, flow.as_bytes(), &[cut]);
+            assert_eq!((outcome.open, outcome.refusal.is_none()), (opens, opens), "{flow:?} {cut}");
+        }
+    }
     for word in ["said", "hello there", "get"] {
         assert!(feed(Check::Name, 5000, word.as_bytes(), &[]).forwarded.is_empty());
     }
